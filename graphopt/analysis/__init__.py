@@ -1,0 +1,1 @@
+"""What follows from the graph: shapes, meaning checks, liveness."""

@@ -1,0 +1,1 @@
+"""What a version of the model costs: MACs, parameters, bytes, peak memory, roofline."""

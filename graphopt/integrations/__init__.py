@@ -1,0 +1,1 @@
+"""Export flows: torch and onnx-graphsurgeon."""

@@ -1,0 +1,1 @@
+"""What a run tells its user: terminal table, JSON, one HTML file."""

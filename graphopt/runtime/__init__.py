@@ -1,0 +1,1 @@
+"""The only place that imports onnxruntime: sessions, equivalence, measured latency."""

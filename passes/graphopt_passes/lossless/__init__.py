@@ -1,0 +1,1 @@
+"""Exact rewrites: the result computes what the original computed."""
