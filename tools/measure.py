@@ -1,0 +1,70 @@
+"""Timing whole commands fairly: interleaved, repeated, medians, with the kernel's own account of time and memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process: seconds on the clock, seconds of processor time, peak resident bytes."""
+
+    wall: float
+    cpu: float
+    peak: int
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
+    """Run a command to its end. Raises RuntimeError with its last words where it fails."""
+    with tempfile.TemporaryFile() as log:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            tail = log.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{tail}")
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def interleaved(commands: Mapping[str, Sequence[str]], rounds: int, warmup: int = 1) -> dict[str, list[Run]]:
+    """Run every command `rounds` times in turn, A B A B ..., after `warmup` rounds that do not count."""
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for turn in range(warmup + rounds):
+        for name, command in commands.items():
+            result = run(command)
+            if turn >= warmup:
+                runs[name].append(result)
+    return runs
+
+
+def table(runs: Mapping[str, Sequence[Run]], reference: str) -> str:
+    """Medians per command, and the median of the paired wall-time ratios to `reference`."""
+    rows = [f"{'command':<28}{'wall s':>9}{'cpu s':>9}{'peak MiB':>10}{'wall ratio':>12}"]
+    for name, own in runs.items():
+        ratio = statistics.median(one.wall / other.wall for one, other in zip(own, runs[reference], strict=True))
+        rows.append(
+            f"{name:<28}{statistics.median(one.wall for one in own):>9.2f}"
+            f"{statistics.median(one.cpu for one in own):>9.2f}{max(one.peak for one in own) / 2**20:>10.0f}{ratio:>12.2f}"
+        )
+    return "\n".join(rows)
+
+
+def python(code: str, *arguments: str | Path) -> list[str]:
+    """The command that runs a piece of Python code in a fresh interpreter."""
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def graphopt(*arguments: str | Path) -> list[str]:
+    """The command that runs graphopt's command line in a fresh interpreter."""
+    return [sys.executable, "-m", "graphopt", *map(str, arguments)]

@@ -1,0 +1,1 @@
+"""The networks of `models/`: their data, architectures, training, export and model card."""
