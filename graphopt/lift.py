@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from graphopt.analysis import shapes as inference
 from graphopt.errors import GraphoptError, InvalidModelError
 from graphopt.ir import stub as stubs
 from graphopt.ir import walk
+from graphopt.ir.collection import collection_paused
+from graphopt.ir.tensors import sha256
 
 ModelLike = Any
 """A path, `onnx.ModelProto`, `onnx_ir.Model`, `onnx_graphsurgeon.Graph` or `torch.onnx.ONNXProgram`."""
@@ -33,15 +36,20 @@ class Source:
 
     Attributes:
         path: the `.onnx` file, or None for a model in memory.
-        sha256: of the `.onnx` file or the serialized model.
+        digest: SHA-256 of the `.onnx` file or the serialized model, computed beside the work.
         bytes: size on disk, external data included.
         external_files: paths of its external data files.
     """
 
     path: Path | None
-    sha256: str
+    digest: Future[str]
     bytes: int
     external_files: tuple[Path, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the `.onnx` file or the serialized model; waits until it is known."""
+        return self.digest.result()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +64,8 @@ class Lifted:
 
     def relift(self) -> ir.Model:
         """The model once more as it was lifted; tensors are shared, nothing else is."""
-        model, _ = _normalize(self.stub, self.fixed)
-        return model
+        with collection_paused():
+            return _normalize(self.stub, self.fixed)[0]
 
 
 def lift(source: ModelLike, *, shapes: Mapping[str, Sequence[int]] | None = None) -> Lifted:
@@ -72,7 +80,11 @@ def lift(source: ModelLike, *, shapes: Mapping[str, Sequence[int]] | None = None
         UnsupportedModelError: it is valid, but holds what the IR cannot keep.
         OptionError: `shapes` names no input or contradicts one.
     """
-    fixed = dict(shapes or {})
+    with collection_paused():
+        return _lift(source, dict(shapes or {}))
+
+
+def _lift(source: ModelLike, fixed: Mapping[str, Sequence[int]]) -> Lifted:
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     reading = stubs.read_file(path) if path is not None else _read_object(source)
     try:
@@ -80,7 +92,10 @@ def lift(source: ModelLike, *, shapes: Mapping[str, Sequence[int]] | None = None
         meaning.check(model)
     except GraphoptError as error:
         raise _located(error, path) from error
-    found = Source(path, reading.sha256, reading.size, tuple(file.path for file in reading.files))
+    beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="graphopt-digest")
+    digest = beside.submit(sha256, reading.content)
+    beside.shutdown(wait=False)
+    found = Source(path, digest, reading.size, tuple(file.path for file in reading.files))
     return Lifted(model, found, (*reading.warnings, *warnings), reading.stub, fixed)
 
 
@@ -115,9 +130,11 @@ def _serialize(proto: onnx.ModelProto) -> bytes:
 
 def _normalize(stub: stubs.Stub, fixed: Mapping[str, Sequence[int]]) -> tuple[ir.Model, list[str]]:
     model = stub.to_ir()
-    for graph in walk.graph_and_bodies(model.graph):
+    legacy = model.ir_version < 4
+    # Before IR version 4 every initializer must be an input too, which those of bodies cannot be.
+    for graph in [model.graph] if legacy else walk.graph_and_bodies(model.graph):
         _lift_constants(graph)
-    if model.ir_version < 4:
+    if legacy:
         _drop_initializer_inputs(model.graph)
     return model, inference.infer(model, fixed=fixed)
 

@@ -2,8 +2,8 @@
 
 onnx-ir drops sparse initializers and training information without a word and refuses map types and sparse attributes.
 Sparse tensors become initializers of their own kind (`SparseTensor`), which look dense to every pass and are written
-back as they came. The rest is carried in `model.meta`, which clones share. Declared types of graph outputs are carried
-too, so that shape inference may refine the values and the file still says what its author wrote.
+back as they came. The rest is carried in the main graph's `meta`, which clones share. Declared types of graph outputs
+are carried too, so that shape inference may refine the values and the file still says what its author wrote.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Carry:
 
 def carry_of(model: ir.Model) -> Carry:
     """What was set aside when `model` was read; an empty carry for a model made in memory."""
-    carry = model.meta.get(_KEY)
+    carry = model.graph.meta.get(_KEY)
     return carry if isinstance(carry, Carry) else Carry()
 
 
 def attach(model: ir.Model, carry: Carry) -> None:
     """Let `model` and its clones remember `carry`."""
-    model.meta[_KEY] = carry
+    model.graph.meta[_KEY] = carry
 
 
 def proto_graphs(graph: GraphProto) -> Iterator[GraphProto]:

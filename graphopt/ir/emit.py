@@ -45,13 +45,21 @@ def serialize(model: ir.Model, *, fixed_shapes: bool = False) -> tuple[onnx.Mode
     return proto, tensors
 
 
-def to_proto(model: ir.Model, *, fixed_shapes: bool = False) -> onnx.ModelProto:
-    """The whole model as a ModelProto. Raises EmitError where it would pass 2 GiB."""
+def to_bytes(model: ir.Model, *, fixed_shapes: bool = False, exposed: Iterable[str] = ()) -> bytes:
+    """The whole model, serialized; the values named in `exposed` are outputs too. Raises EmitError beyond 2 GiB."""
     proto, tensors = serialize(model, fixed_shapes=fixed_shapes)
+    for name in exposed:
+        proto.graph.output.add(name=name)
     spliced = wire.splice(proto.SerializeToString(deterministic=True), [tensor.nbytes for tensor in tensors])
     if spliced.size >= PROTO_LIMIT:
         raise EmitError("the model is larger than 2 GiB and cannot be one ModelProto; save it to a file instead")
-    proto.ParseFromString(b"".join(_bytes_of(spliced, tensors)))
+    return b"".join(_bytes_of(spliced, tensors))
+
+
+def to_proto(model: ir.Model, *, fixed_shapes: bool = False) -> onnx.ModelProto:
+    """The whole model as a ModelProto. Raises EmitError where it would pass 2 GiB."""
+    proto = onnx.ModelProto()
+    proto.ParseFromString(to_bytes(model, fixed_shapes=fixed_shapes))
     return proto
 
 

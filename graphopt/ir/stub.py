@@ -8,7 +8,6 @@ one likes, and a file when its marks are spliced. It weighs what the graph's str
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from graphopt.ir import carry as carrying
 from graphopt.ir import wire
 from graphopt.ir.external import ExternalFiles
 from graphopt.ir.scan import check_tensor, scan, tensor_protos
-from graphopt.ir.tensors import CHUNK, Buffer, SparseTensor, Storage, StoredFile, StoredTensor
+from graphopt.ir.tensors import Buffer, SparseTensor, Storage, StoredFile, StoredTensor
 from graphopt.ir.walk import all_graphs, all_nodes
 
 
@@ -52,14 +51,14 @@ class Reading:
     """A stub that was read and checked, and what was found out on the way.
 
     Attributes:
-        sha256: of the `.onnx` file's or buffer's bytes.
+        content: the `.onnx` file or the serialized model.
         size: bytes of the model with its external files.
         files: the external data files.
     """
 
     stub: Stub
     warnings: tuple[str, ...]
-    sha256: str
+    content: StoredFile | Buffer
     size: int
     files: tuple[StoredFile, ...]
 
@@ -72,17 +71,13 @@ def read_file(path: Path) -> Reading:
             raise InvalidModelError("is not a file")
         if not file.size:
             raise InvalidModelError("is empty")
-        with path.open("rb") as stream:
-            digest = hashlib.sha256()
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                view = memoryview(mapped)
-                try:
-                    data, runs = wire.cut(view)
-                finally:
-                    view.release()
-        return _read(data, runs, file, path, digest.hexdigest(), file.size)
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            view = memoryview(mapped)
+            try:
+                data, runs = wire.cut(view)
+            finally:
+                view.release()
+        return _read(data, runs, file, path)
     except OSError as error:
         raise InvalidModelError(f"{path}: cannot be read ({error.strerror})") from error
     except (InvalidModelError, UnsupportedModelError) as error:
@@ -93,7 +88,7 @@ def read_bytes(data: bytes) -> Reading:
     """Read and check a serialized model; the tensors read from `data`, which is not copied."""
     view = memoryview(data)
     stub, runs = wire.cut(view)
-    return _read(stub, runs, Buffer(view), None, hashlib.sha256(data).hexdigest(), len(data))
+    return _read(stub, runs, Buffer(view), None)
 
 
 def read_ir(model: ir.Model) -> Reading:
@@ -116,20 +111,20 @@ def read_ir(model: ir.Model) -> Reading:
     return Reading(
         Stub(data, tuple(tensors), dataclasses.replace(carry, external=bool(files))),
         tuple(warnings),
-        hashlib.sha256(data).hexdigest(),
+        Buffer(memoryview(data)),
         len(data) + sum(tensor.nbytes for tensor in tensors),
         files,
     )
 
 
-def _read(data: bytes, runs: list[wire.Run], storage: Storage, path: Path | None, sha256: str, size: int) -> Reading:
+def _read(data: bytes, runs: list[wire.Run], content: StoredFile | Buffer, path: Path | None) -> Reading:
     try:
         proto = onnx.ModelProto.FromString(data)
     except DecodeError as error:
         raise InvalidModelError(f"not a valid ONNX file: {error}") from None
     if not proto.HasField("graph"):
         raise InvalidModelError("not an ONNX model: it holds no graph")
-    found, files = _locate(proto, runs, storage, path)
+    found, files = _locate(proto, runs, content, path)
     warnings: list[str] = []
     carry = carrying.set_aside(proto, found, warnings)
     scan(proto)
@@ -138,8 +133,8 @@ def _read(data: bytes, runs: list[wire.Run], storage: Storage, path: Path | None
             proto.SerializeToString(deterministic=True), tuple(found), dataclasses.replace(carry, external=bool(files))
         ),
         tuple(warnings),
-        sha256,
-        size + sum(file.size for file in files),
+        content,
+        content.size + sum(file.size for file in files),
         files,
     )
 

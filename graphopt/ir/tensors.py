@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,11 @@ class Buffer:
     """Bytes in memory; reading them copies nothing."""
 
     view: memoryview
+
+    @property
+    def size(self) -> int:
+        """Bytes in the buffer."""
+        return len(self.view)
 
     def read(self, offset: int, length: int) -> memoryview:
         """Return `length` bytes from `offset` on."""
@@ -89,6 +95,14 @@ class StoredFile:
             offset += len(part)
             length -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def sha256(content: StoredFile | Buffer) -> str:
+    """Hexadecimal SHA-256 of a file or buffer, read a chunk at a time."""
+    digest = hashlib.sha256()
+    for start in range(0, content.size, CHUNK):
+        digest.update(content.read(start, min(CHUNK, content.size - start)))
+    return digest.hexdigest()
 
 
 class OwnTensor(ir.TensorProtocol, abc.ABC):

@@ -57,7 +57,8 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if producer is not None:
         if producer.op_type == "Constant" and producer.domain == "" and "value" in producer.attributes:
             attribute = producer.attributes["value"]
-            return None if attribute.is_ref() else attribute.as_tensor()
+            plain = attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
+            return attribute.as_tensor() if plain else None
         return None
     if not value.is_initializer() or value.is_graph_input():
         return None

@@ -54,7 +54,8 @@ def test_every_dtype_survives(dtype: str, size: int) -> None:
     """3 elements stay in the stub, 3000 do not; odd counts leave half-filled bytes in packed types."""
     element = ir.DataType[dtype]
     if dtype == "STRING":
-        tensor = helper.make_tensor("w", TensorProto.STRING, [size], [f"s{i}" for i in range(size)])
+        tensor = TensorProto(name="w", data_type=TensorProto.STRING, dims=[size])
+        tensor.string_data.extend(f"s{i}".encode() for i in range(size))
     else:
         length = -(-size * element.bitwidth // 8)
         raw = np.random.default_rng(0).integers(0, 2, length, dtype=np.uint8).tobytes()

@@ -1,1 +1,0 @@
-"""What a version of the model costs: MACs, parameters, bytes, peak memory, roofline."""

@@ -1,0 +1,64 @@
+"""Resampling: output elements are interpolated between input elements.
+
+Linear interpolation over d axes costs 2^d products and 2^d - 1 sums per output element, cubic 4^d and 4^d - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from graphopt.ops import attributes
+from graphopt.ops.base import MICROSOFT, Extents, MacFree, input_at, output_at
+
+_TAPS = {"linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
+
+
+def _interpolation(mode: str, axes: int) -> int:
+    """Operations per output element; nearest neighbours are copied."""
+    taps = _TAPS.get(mode)
+    return 0 if taps is None or axes == 0 else 2 * taps**axes - 1
+
+
+class Resize(MacFree):
+    """Resize and Upsample interpolate along the axes whose extent changes."""
+
+    op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("Resize", "Upsample")}
+
+    def flops(self, node: ir.Node, extents: Extents) -> int | None:
+        """Output elements times the cost of interpolation."""
+        before, after = extents.dims(input_at(node, 0)), extents.dims(output_at(node, 0))
+        size = extents.size(output_at(node, 0))
+        if before is None or after is None or size is None or len(before) != len(after):
+            return None
+        axes = sum(a != b for a, b in zip(before, after, strict=True))
+        return size * _interpolation(attributes.text(node, "mode", "nearest"), axes)
+
+
+class GridSample(MacFree):
+    """GridSample interpolates over all spatial axes at the positions of a grid."""
+
+    op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("GridSample",), MICROSOFT: ("GridSample",)}
+
+    def flops(self, node: ir.Node, extents: Extents) -> int | None:
+        """Output elements times the cost of interpolation."""
+        dims, size = extents.dims(input_at(node, 0)), extents.size(output_at(node, 0))
+        if dims is None or size is None or len(dims) < 3:
+            return None
+        return size * _interpolation(attributes.text(node, "mode", "linear"), len(dims) - 2)
+
+
+class AffineGrid(MacFree):
+    """AffineGrid maps every position of a grid by a matrix: d products and d sums per coordinate of the output."""
+
+    op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("AffineGrid",)}
+
+    def flops(self, node: ir.Node, extents: Extents) -> int | None:
+        """Coordinates times twice their number per position."""
+        dims, size = extents.dims(output_at(node, 0)), extents.size(output_at(node, 0))
+        return None if not dims or size is None else size * 2 * dims[-1]
+
+
+FAMILIES = (Resize(), GridSample(), AffineGrid())
