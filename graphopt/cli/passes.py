@@ -1,0 +1,74 @@
+"""`graphopt passes`: what there is to put into a pipeline, read off the passes themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING
+
+import click
+
+from graphopt.cli import options
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.base import Pass
+    from graphopt.pipeline.registry import Registry
+
+
+@click.command(cls=options.Command)
+@click.argument("name", required=False)
+def passes(name: str | None) -> None:
+    """List all passes, or explain NAME."""
+    from graphopt.pipeline.presets import PRESETS
+    from graphopt.pipeline.registry import Registry
+
+    registry = Registry()
+    if name is None:
+        _list_all(registry)
+    elif name in PRESETS:
+        click.echo(f"{name}: a preset\n\n  {PRESETS[name]}")
+    else:
+        _explain(registry.find(name))
+
+
+def _list_all(registry: Registry) -> None:
+    from graphopt.pipeline.presets import PRESETS
+
+    found, warnings = registry.find_all()
+    click.echo("Passes (graphopt passes NAME explains one):\n")
+    _columns([(cls.name, _first_line(cls)) for cls in found])
+    click.echo("\nPresets:\n")
+    _columns(list(PRESETS.items()))
+    for warning in warnings:
+        click.echo(f"graphopt: warning: {warning}", err=True)
+
+
+def _explain(cls: type[Pass]) -> None:
+    from graphopt.pipeline.options import options_of
+
+    click.echo(f"{cls.name}\n\n{inspect.getdoc(cls) or 'No description.'}\n")
+    click.echo("It computes the same as before." if cls.exact else "It changes what the model computes.")
+    if cls.requires:
+        click.echo(f"Runs after: {', '.join(cls.requires)} (inserted where missing).")
+    if cls.min_opset > 1:
+        click.echo(f"Raises the opset to at least {cls.min_opset}.")
+    found = options_of(cls)
+    if not found:
+        click.echo("\nIt has no options.")
+        return
+    click.echo("\nOptions:\n")
+    for option in found.values():
+        default = (
+            "must be given" if option.default is dataclasses.MISSING else f"default {option.write(option.default)}"
+        )
+        click.echo(f"  {option.name}: {option.legal}; {default}\n      {option.help or 'No description.'}")
+
+
+def _first_line(cls: type[Pass]) -> str:
+    return (inspect.getdoc(cls) or "No description.").splitlines()[0]
+
+
+def _columns(rows: list[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        click.echo(f"  {name:<{width}}  {text}")

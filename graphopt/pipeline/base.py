@@ -1,0 +1,119 @@
+"""What a pass is: a frozen dataclass with a name, whose fields are its options.
+
+    @dataclass(frozen=True)
+    class MyPass(graphopt.Pass):
+        \"\"\"One line that `graphopt passes` shows.\"\"\"
+        name: ClassVar[str] = "my-pass"
+        ratio: float = 0.5
+        def run(self, model, context) -> PassResult: ...
+
+The fields are at once the options, their help text (`option(default, help)`) and the textual form
+`my-pass{ratio=0.3}`. A pass mutates the model it is given, says in its result what it touched and why it left other
+things alone, and sees the machine only through its `PassContext`. docs/writing-passes.md is the guide.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+Evaluate: TypeAlias = Callable[[ir.Model], Sequence[ir.TensorProtocol]]
+"""Runs a model that has no inputs and returns its outputs; raises RuntimeFailureError where the runtime cannot."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """One sentence about one place, or a few alike: what a pass did there, or why it did not."""
+
+    where: str
+    what: str
+    applied: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PassResult:
+    """What a pass did.
+
+    Attributes:
+        modified: whether anything in the model changed. Where it says no, nothing is verified, priced or dumped.
+        touched: the nodes that were made or changed and are still in the model; verification and pricing look at these
+            and their neighbours only. None means "not tracked": the whole model is looked at again.
+        remarks: what was done where, and above all why not.
+    """
+
+    modified: bool
+    touched: Collection[ir.Node] | None = None
+    remarks: Sequence[Remark] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PassContext:
+    """The machine as a pass sees it.
+
+    Attributes:
+        seed: of everything random; two runs of a pass under one context do the same, which rollback relies on.
+        threads: threads that the runtime may use.
+        exclude: names of nodes that no pass touches.
+        evaluate: runs a small model without inputs; None where there is no runtime.
+    """
+
+    seed: int = 0
+    threads: int = 1
+    exclude: re.Pattern[str] | None = None
+    evaluate: Evaluate | None = None
+
+    def excluded(self, node: ir.Node) -> bool:
+        """Whether the user asked that no pass touches `node` (`--exclude`)."""
+        return self.exclude is not None and bool(node.name) and self.exclude.fullmatch(node.name or "") is not None
+
+    def rng(self) -> np.random.Generator:
+        """A fresh generator, the same in every run with the same seed."""
+        return np.random.default_rng(self.seed)
+
+
+class Pass(abc.ABC):
+    """A rewrite of the model. Subclasses are frozen dataclasses; their fields are the options.
+
+    Attributes:
+        name: what the pass is called in pipelines.
+        exact: whether the result computes the same as before, up to rounding; such passes are checked in the runtime.
+        requires: names of passes that must have run before; the manager inserts what is missing.
+        min_opset: the model's opset is raised to this version before the pass runs.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = True
+    requires: ClassVar[tuple[str, ...]] = ()
+    min_opset: ClassVar[int] = 1
+
+    @abc.abstractmethod
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Rewrite `model` in place."""
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - the field's own word
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field that is a pass option.
+
+    Args:
+        default: its value where a pipeline says nothing.
+        help: the sentence that `graphopt passes NAME` prints.
+        minimum: smallest legal number, itself included.
+        maximum: largest legal number, itself included.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
+    return dataclasses.field(default=default, metadata=metadata)

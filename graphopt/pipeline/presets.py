@@ -1,0 +1,27 @@
+"""Named pipelines. A preset's name stands for its passes, also inside other pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+PRESETS: Mapping[str, str] = MappingProxyType(
+    {
+        "lossless": ",".join(
+            (
+                # what is known already, and what nobody needs
+                "inline-constant-if,eliminate-identity,resolve-casts,fold-constants,simplify-shapes",
+                "eliminate-no-ops,eliminate-dead-code,eliminate-common-subexpressions",
+                # data movement, merged before it is moved
+                "merge-consecutive,merge-rearrangements,move-transposes",
+                # arithmetic, into the linear operators beside it
+                "fold-batch-norm,fold-scale,fold-pad,hoist-scales,flatten-linear,fuse-matmul-add,fuse-operators",
+                "deduplicate-initializers,remove-unused-initializers",
+            )
+        ),
+        "int8": "lossless,quantize",
+        "small": "lossless,prune-channels,factorize,quantize",
+        "fast": "lossless,separate-depthwise,prune-channels,quantize",
+    }
+)
+"""Name to pipeline text. A preset that names a pass which is not installed is known, but not available."""

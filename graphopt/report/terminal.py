@@ -1,0 +1,231 @@
+"""The report on a terminal: what ran, what each pass changed, what the result is worth.
+
+Plain text of at most 100 columns where the output is no terminal. Numbers that a pass did not change stay blank, so
+that what changed stands out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from graphopt.report import units
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from graphopt.pricing import Cost
+    from graphopt.report.model import Comparison, Report
+
+_PLAIN_WIDTH = 100
+_NAME_LENGTH = 40
+_TEXT_COLUMNS = 2  # the first columns of the node table, aligned to the left
+_LISTED_REMARKS = 8
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("nodes", "nodes", lambda number: str(number)),
+    ("MACs", "macs", units.count),
+    ("params", "params", units.count),
+    ("file", "bytes", units.size),
+    ("memory", "peak_activation_bytes", units.size),
+    ("latency", "latency_ms", units.milliseconds),
+)
+"""Title, attribute of Cost, format."""
+
+
+def console(file: IO[str]) -> Console:
+    """A console that writes to `file`: colours on a terminal, plain text elsewhere."""
+    from rich.console import Console
+
+    return Console(file=file, width=None if file.isatty() else _PLAIN_WIDTH, highlight=False, soft_wrap=False)
+
+
+def print_report(report: Report, out: Console, *, verbose: bool = False) -> None:
+    """The pipeline as it was understood, the table of a run, its verdicts and its warnings."""
+    _print_lines([f"pipeline: {report.pipeline or '(no passes)'}"], out)
+    out.print()
+    out.print(_pass_table(report))
+    out.print()
+    _print_lines(findings(report), out)
+    if verbose:
+        _print_lines(_remarks(report), out)
+    if report.output is not None:
+        _print_lines([f"wrote {report.output} ({units.size(report.after.bytes)})"], out)
+    _print_warnings(report.warnings, out)
+
+
+def print_comparison(comparison: Comparison, out: Console) -> None:
+    """Two models side by side."""
+    before, after = comparison.before, comparison.after
+    table = _table("", "reference", "model", "change")
+    for title, name, shown in _columns(before, after):
+        x, y = getattr(before, name), getattr(after, name)
+        table.add_row(title, shown(x), shown(y), _coloured(units.change(x, y), x, y))
+    predicted = (before.predicted_ms, after.predicted_ms)
+    table.add_row("predicted", *map(units.milliseconds, predicted), _coloured(units.change(*predicted), *predicted))
+    out.print(table)
+    out.print()
+    _print_lines(findings(comparison), out)
+    if comparison.check.status == "not_done":
+        _print_warnings([comparison.check.detail], out)
+    _print_warnings(comparison.warnings, out)
+
+
+def print_cost(cost: Cost, out: Console, *, per_node: bool = False) -> None:
+    """The cost of one model: totals, and one row per node, the dearest first."""
+    if per_node:
+        out.file.writelines(f"{line}\n" for line in _node_lines(cost))
+        out.print()
+    table = _table("total", "")
+    rows = [
+        ("MACs", units.count(cost.macs)),
+        ("FLOPs", units.count(cost.flops)),
+        ("parameters", units.count(cost.params)),
+        ("file", units.size(cost.bytes)),
+        ("weights", units.size(cost.weight_bytes)),
+        ("peak activations", units.size(cost.peak_activation_bytes)),
+        ("nodes", str(cost.nodes)),
+        ("predicted time", units.milliseconds(cost.predicted_ms)),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    notes = [f"assumed: {name} = {number}" for name, number in cost.assumed.items()]
+    _print_lines([*notes, *([_unknown(cost)] if cost.unknown_cost_ops else [])], out)
+
+
+def _pass_table(report: Report) -> Table:
+    columns = _columns(report.before, report.after)
+    measured = report.quality is not None
+    table = _table("pass", *(title for title, _, _ in columns), *(["quality"] if measured else []), "time")
+    quality = (f"{report.quality.before:.4g}", f"{report.quality.after:.4g}") if report.quality else ("", "")
+
+    def row(title: str, cells: Sequence[str], metric: str, time: str, style: str | None = None) -> None:
+        table.add_row(title, *cells, *([metric] if measured else []), time, style=style)
+
+    row("original", [shown(getattr(report.before, name)) for _, name, shown in columns], quality[0], "")
+    for record in report.passes:
+        cells = [_changed(record.before, record.after, name, shown) for _, name, shown in columns]
+        row(_escaped(record.name), cells, "", units.duration(record.seconds), None if record.modified else "dim")
+    table.add_section()
+    totals = [shown(getattr(report.after, name)) for _, name, shown in columns]
+    row("total", totals, quality[1], units.duration(report.seconds), "bold")
+    pairs = [(getattr(report.before, name), getattr(report.after, name)) for _, name, _ in columns]
+    row("change", [_coloured(units.change(*pair), *pair) for pair in pairs], "", "")
+    return table
+
+
+def _node_lines(cost: Cost) -> Iterator[str]:
+    """One line per node, the dearest first. Not a rich table: laying out one of 20,000 rows takes it ten seconds."""
+    rows = [("node", "operator", "MACs", "share", "params", "memory", "predicted")]
+    for node in sorted(cost.per_node, key=lambda node: (node.macs or 0, node.seconds or 0), reverse=True):
+        row = (
+            _end_of(node.name),
+            node.op_type,
+            units.count(node.macs),
+            f"{100 * node.macs / cost.macs:.1f} %" if node.macs and cost.macs else "",
+            units.count(node.params) if node.params else "",
+            units.size(node.activation_bytes),
+            units.duration(node.seconds),
+        )
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[:_TEXT_COLUMNS] = [cell.ljust(width) for cell, width in zip(row[:_TEXT_COLUMNS], widths, strict=False)]
+        yield " " + "  ".join(cells)
+
+
+def _table(first: str, *titles: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_edge=False, padding=(0, 0, 0, 1), header_style="bold")
+    table.add_column(first, overflow="fold")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def _columns(before: Cost, after: Cost) -> list[tuple[str, str, Callable[[Any], str]]]:
+    """The columns that hold anything: latency only where it was measured."""
+    return [c for c in _COLUMNS if c[1] != "latency_ms" or (before.latency_ms, after.latency_ms) != (None, None)]
+
+
+def _end_of(name: str) -> str:
+    """A long name by its end, which is what tells it from its neighbours."""
+    return name if len(name) <= _NAME_LENGTH else f"…{name[1 - _NAME_LENGTH :]}"
+
+
+def _changed(before: Cost, after: Cost, name: str, shown: Callable[[Any], str]) -> str:
+    x, y = getattr(before, name), getattr(after, name)
+    return "" if y is None or x == y else _coloured(shown(y), x, y)
+
+
+def _coloured(text: str, before: float | None, after: float | None) -> str:
+    if before is None or after is None or before == after:
+        return text
+    return f"[green]{text}[/]" if after < before else f"[red]{text}[/]"
+
+
+def findings(subject: Report | Comparison) -> list[str]:
+    """One line per verdict: quality, equivalence, latency, unknown costs."""
+    lines = []
+    quality, check, latency = subject.quality, subject.check, subject.latency
+    if quality is not None:
+        lines.append(f"{quality.metric}: {quality.before:.4g} -> {quality.after:.4g} on {quality.samples} samples")
+    if check is not None:
+        lines.append(f"same outputs in onnxruntime: {_verdict(check)}")
+    if latency is not None:
+        low, high = latency.interval
+        lines.append(
+            f"latency: {units.milliseconds(latency.before_ms)} -> {units.milliseconds(latency.after_ms)}, ratio "
+            f"{latency.ratio:.3f} [{low:.3f}, {high:.3f}] in {latency.rounds} rounds, threads: {latency.threads}, "
+            f"inputs: {_shapes(latency.shapes)}"
+        )
+    if subject.after.unknown_cost_ops:
+        lines.append(_unknown(subject.after))
+    return lines
+
+
+def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name}[{'x'.join(map(str, dims))}]" for name, dims in shapes.items()) or "none"
+
+
+def _verdict(check: Any) -> str:
+    if check.status == "same":
+        return f"yes, max|Δ| = {check.max_error:.1g} of max|y|"
+    return f"NO: {check.detail}" if check.status == "different" else "not checked"
+
+
+def _unknown(cost: Cost) -> str:
+    return f"cost unknown, counted as nothing: {', '.join(cost.unknown_cost_ops)}"
+
+
+def _remarks(report: Report) -> list[str]:
+    lines = []
+    for record in report.passes:
+        lines += [f"{record.name}: {remark}" for remark in record.remarks[:_LISTED_REMARKS]]
+        if len(record.remarks) > _LISTED_REMARKS:
+            lines.append(f"{record.name}: {len(record.remarks) - _LISTED_REMARKS} more remarks in --json and --report")
+    return lines
+
+
+def _print_lines(lines: Sequence[str], out: Console) -> None:
+    """Text as it is: no markup, and no line breaks that would keep a path or a pipeline from being copied."""
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _print_warnings(warnings: Sequence[str], out: Console) -> None:
+    from rich.text import Text
+
+    for warning in warnings:
+        out.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
