@@ -1,0 +1,1 @@
+"""How two nodes in a row become one, by family of operators: what `merge-consecutive` is made of."""

@@ -1,0 +1,1 @@
+"""Numerics of the passes: numpy in, numpy out, no ONNX."""

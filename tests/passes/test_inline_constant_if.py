@@ -1,0 +1,128 @@
+"""inline-constant-if: the branch that is taken, its names, its initializers, and what it gives for each output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+PIPELINE = "inline-constant-if"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(
+            """g (float[N] x) => (float[N] y) <bool c = {1}> { a = Exp(x)  y = If (c) <
+                 then_branch = t () => (float[N] ty) { b = Neg(a)  ty = Abs(b) },
+                 else_branch = e () => (float[N] ey) { ey = Sin(x) }> }""",
+            "g (float[N] x) => (float[N] y) { a = Exp(x)  b = Neg(a)  y = Abs(b) }",
+            id="then",
+        ),
+        pytest.param(
+            """g (float[N] x) => (float[N] y) <bool[1] c = {0}> { r = If (c) <
+                 then_branch = t () => (float[N] ty) { ty = Exp(x) },
+                 else_branch = e () => (float[N] ey) <float k = {2}> { ey = Mul(x, k) }>  y = Neg(r) }""",
+            "g (float[N] x) => (float[N] y) <float k = {2}> { ey = Mul(x, k)  y = Neg(ey) }",
+            id="else, with an initializer",
+        ),
+        pytest.param(
+            """g (float[N] x, bool d) => (float[N] y) <bool c = {1}, bool f = {0}> { y = If (c) <
+                 then_branch = t () => (float[N] ty) {
+                   a = Exp(x)
+                   ty = If (d) <
+                     then_branch = t2 () => (float[N] uy) { p = If (f) <
+                       then_branch = t3 () => (float[N] vy) { vy = Cos(a) },
+                       else_branch = e3 () => (float[N] wy) { wy = Sin(a) }>  uy = Neg(p) },
+                     else_branch = e2 () => (float[N] zy) { zy = Abs(a) }> },
+                 else_branch = e () => (float[N] ey) { ey = Neg(x) }> }""",
+            """g (float[N] x, bool d) => (float[N] y) { a = Exp(x)  y = If (d) <
+                 then_branch = t2 () => (float[N] uy) { wy = Sin(a)  uy = Neg(wy) },
+                 else_branch = e2 () => (float[N] zy) { zy = Abs(a) }> }""",
+            id="one inside the other",
+        ),
+        pytest.param(
+            """g (float[N] x) => (float[N] y) <bool c = {1}> {
+                 p = If (c) <then_branch = t () => (float[N] r) { a = Exp(x)  r = Neg(a) },
+                             else_branch = e () => (float[N] r) { r = Abs(x) }>
+                 q = If (c) <then_branch = t () => (float[N] r) { a = Sin(x)  r = Neg(a) },
+                             else_branch = e () => (float[N] r) { r = Abs(x) }>
+                 y = Add(p, q) }""",
+            """g (float[N] x) => (float[N] y)
+               { a_2 = Exp(x)  r_2 = Neg(a_2)  a_3 = Sin(x)  r_3 = Neg(a_3)  y = Add(r_2, r_3) }""",
+            id="names of another branch",
+        ),
+        pytest.param(
+            """g (float[N] x) => (float[N] y) <bool c = {1}> {
+                 p = If (c) <then_branch = t () => (float[N] ty) { ty = Exp(x) },
+                             else_branch = e () => (float[N] ey) { ey = Abs(x) }>
+                 y = If (c) <then_branch = t2 () => (float[N] uy) { uy = Neg(x) },
+                             else_branch = e2 () => (float[N] vy) { vy = Sin(p) }> }""",
+            "g (float[N] x) => (float[N] y) { ty = Exp(x)  y = Neg(x) }",
+            id="the branch that goes reads what was inlined",
+        ),
+        pytest.param(
+            """<ir_version: 8, opset_import: ["": 17, "l": 1]> g (float[N] x) => (float[N] y) { y = l.f(x) }
+               <domain: "l", opset_import: ["": 17]> f (a) => (b)
+               { c = Constant<value = bool {1}>()  b = If (c) <
+                   then_branch = t () => (float[N] ty) <float k = {2}> { ty = Mul(a, k) },
+                   else_branch = e () => (float[N] ey) { ey = Neg(a) }> }""",
+            """<ir_version: 8, opset_import: ["": 17, "l": 1]> g (float[N] x) => (float[N] y) { y = l.f(x) }
+               <domain: "l", opset_import: ["": 17]> f (a) => (b)
+               { k = Constant<value = float k {2}>()  b = Mul(a, k) }""",
+            id="in functions",
+        ),
+    ],
+)
+def test_rewrites(rewriter: Any, before: str, after: str) -> None:
+    rewriter.rewrites(before, PIPELINE, after)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        pytest.param("g (float[N] x, bool c) => (float[N] y) {", id="input"),
+        pytest.param("g (float[N] x, bool c) => (float[N] y) <bool c = {1}> {", id="default that may be overridden"),
+        pytest.param(
+            "g (float[N] x) => (float[N] y) <float k = {1}> { s = ReduceSum<keepdims = 0>(x)  c = Less(s, k)",
+            id="computed",
+        ),
+    ],
+)
+def test_leaves_alone(rewriter: Any, condition: str) -> None:
+    branches = """y = If (c) <then_branch = t () => (float[N] ty) { ty = Exp(x) },
+                              else_branch = e () => (float[N] ey) { ey = Neg(x) }> }"""
+    rewriter.rewrites(condition + branches, PIPELINE)
+
+
+RESULTS = """g (float[2] x) => (float[2] y, float[2] z) <bool c = {1}> { y, z = If (c) <
+               then_branch = t () => (float[2] ty, float[2] tz) <float[2] k = {1, 2}> { ty = Exp(x)  tz = Add(ty, k) },
+               else_branch = e () => (float[2] ey, float[2] ez) { ey = Neg(x)  ez = Abs(x) }> }"""
+
+
+@pytest.mark.parametrize(
+    ("results", "after"),
+    [
+        (["ty", "k"], "{ y = Exp(x)  tz = Add(y, k)  [z_identity_node] z = Identity(k) }"),
+        (["ty", "ty"], "{ y = Exp(x)  tz = Add(y, k)  [z_identity_node] z = Identity(y) }"),
+        (["tz", "ty"], "{ z = Exp(x)  y = Add(z, k) }"),
+    ],
+    ids=["an initializer", "one value for two outputs", "values of the branch"],
+)
+def test_results_for_graph_outputs(rewriter: Any, results: list[str], after: str) -> None:
+    """ONNX's checker wants a body to compute its outputs; there are models in which it does not."""
+    model = rewriter.typed(RESULTS)
+    (node,) = model.graph
+    branch = node.attributes["then_branch"].as_graph()
+    values = {output.name: output for inner in branch for output in inner.outputs} | dict(branch.initializers)
+    branch.outputs[:] = [values[name] for name in results]
+    outcome = rewriter.run(model, PIPELINE)
+    expected = f"g (float[2] x) => (float[2] y, float[2] z) <float[2] k = {{1, 2}}> {after}"
+    assert rewriter.printed(outcome.model) == rewriter.printed(rewriter.model(expected))
+
+
+def test_excluded_nodes_stay(rewriter: Any) -> None:
+    before = """g (float[N] x) => (float[N] y) <bool c = {1}> { [keep] y = If (c) <
+                  then_branch = t () => (float[N] ty) { ty = Exp(x) },
+                  else_branch = e () => (float[N] ey) { ey = Neg(x) }> }"""
+    rewriter.rewrites(before, PIPELINE, exclude="keep")
