@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graphopt.analysis",),
     ("graphopt.lift",),
     ("graphopt.runtime",),
-    ("graphopt.data", "graphopt.cost"),
+    ("graphopt.data", "graphopt.pricing"),
     ("graphopt.pipeline",),
     ("graphopt_passes",),
     ("graphopt.planning",),

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+wall = time.perf_counter() - start
+result = [os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]
+os.write(int(sys.argv[1]), json.dumps(result).encode())
+"""
+"""A process starts with the peak memory of the one that starts it, so that one must be small."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +35,19 @@ class Run:
 
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
     """Run a command to its end. Raises RuntimeError with its last words where it fails."""
-    with tempfile.TemporaryFile() as log:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryFile("w+") as account:
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(account.fileno()), *command]
+        environment = {**os.environ, **(env or {})}
+        subprocess.run(
+            launcher, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[account.fileno()], check=True
+        )
+        account.seek(0)
+        exit_code, wall, cpu, peak = json.load(account)
+        if exit_code:
             log.seek(0)
             tail = log.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{tail}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+            raise RuntimeError(f"{' '.join(command)} exited with {exit_code}:\n{tail}")
+    return Run(wall, cpu, peak)
 
 
 def interleaved(commands: Mapping[str, Sequence[str]], rounds: int, warmup: int = 1) -> dict[str, list[Run]]:
@@ -55,7 +68,8 @@ def table(runs: Mapping[str, Sequence[Run]], reference: str) -> str:
         ratio = statistics.median(one.wall / other.wall for one, other in zip(own, runs[reference], strict=True))
         rows.append(
             f"{name:<28}{statistics.median(one.wall for one in own):>9.2f}"
-            f"{statistics.median(one.cpu for one in own):>9.2f}{max(one.peak for one in own) / 2**20:>10.0f}{ratio:>12.2f}"
+            f"{statistics.median(one.cpu for one in own):>9.2f}{max(one.peak for one in own) / 2**20:>10.0f}"
+            f"{ratio:>12.2f}"
         )
     return "\n".join(rows)
 

@@ -94,9 +94,7 @@ def _warp(digits: Tensor, generator: torch.Generator) -> Tensor:
     cosine, sine = torch.cos(angle), torch.sin(angle)
     first = torch.stack([zoom * cosine, zoom * (shear * cosine - sine), across], dim=1)
     second = torch.stack([zoom * sine, zoom * (shear * sine + cosine), down], dim=1)
-    grid = functional.affine_grid(
-        torch.stack([first, second], dim=1), [count, 1, CANVAS, CANVAS], align_corners=False
-    )
+    grid = functional.affine_grid(torch.stack([first, second], dim=1), [count, 1, CANVAS, CANVAS], align_corners=False)
     return functional.grid_sample(digits.unsqueeze(1), grid, padding_mode="zeros", align_corners=False)
 
 
