@@ -21,6 +21,7 @@ from graphopt.analysis.facts import Fact
 from graphopt.analysis.inference import Inference
 from graphopt.analysis.shapes import bind
 from graphopt.errors import OptionError
+from graphopt.ir import walk
 
 
 class Extents:
@@ -144,18 +145,36 @@ class Extents:
         known = self._inferred.get(value)
         # A value with another shape than it had then was rewritten since, and so were perhaps others.
         if known is None or known[0] is not value.shape:
-            self._infer()
-            known = self._inferred.setdefault(value, (value.shape, None))
+            known = (value.shape, self._from_producer(value))
+            if known[1] is None:
+                self._inferred = self._from_inputs()
+                known = self._inferred.get(value, known)
+            self._inferred[value] = known
         return known[1]
 
-    def _infer(self) -> None:
+    def _from_producer(self, value: ir.Value) -> tuple[int, ...] | None:
+        """What the operator alone says, which is enough where only the value's own symbols are nobody else's."""
+        node = value.producer()
+        if node is None or node.op_identifier() in self._model.functions or next(walk.subgraphs(node), None):
+            return None
+        inference = self._bound()
+        found = inference.infer_node(node, inference.main)[node.outputs.index(value)].dims
+        if found is None:
+            return None
+        numbers = tuple(map(self._bindings.evaluate, found))
+        return None if None in numbers else numbers  # type: ignore[return-value]  # no None left
+
+    def _from_inputs(self) -> dict[ir.Value, tuple[ir.Shape | None, tuple[int, ...] | None]]:
+        """What follows for every value from the extents of the graph inputs."""
+        inference = self._bound()
+        inference.run()
+        return {value: (value.shape, self._numbers(fact.dims)) for value, fact in inference.main.facts.items()}
+
+    def _bound(self) -> Inference:
         inference = Inference(self._model, bindings=self._bindings)
         for value, extents in self._given.items():
             inference.main.facts[value] = Fact(facts.declared(value).type, extents)
-        inference.run()
-        self._inferred = {
-            value: (value.shape, self._numbers(fact.dims)) for value, fact in inference.main.facts.items()
-        }
+        return inference
 
     def _numbers(self, extents: Dims | None) -> tuple[int, ...] | None:
         if extents is None or any(map(symbols.is_invented, extents)):

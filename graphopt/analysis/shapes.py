@@ -33,12 +33,11 @@ def infer(
     `graphopt.analysis.dims.is_invented`).
 
     Args:
-        model: it is changed only in the types and shapes of its values. nodes: only these nodes are looked at, and
-        then what follows from them, until nothing changes any more. What stands on
-            values is then taken for an earlier result rather than a declaration: no warnings.
-        fixed: extents of graph inputs, by name (`--shape`). Symbols that get a number that way have it everywhere,
-        and graph
-            outputs become static too.
+        model: it is changed only in the types and shapes of its values.
+        nodes: only these nodes are looked at, and then what follows from them, until nothing changes any more. What
+            stands on values is then taken for an earlier result rather than a declaration: no warnings.
+        fixed: extents of graph inputs, by name (`--shape`). Symbols that get a number that way have it everywhere, and
+            graph outputs become static too.
 
     Returns:
         Warnings.

@@ -9,14 +9,14 @@ PRESETS: Mapping[str, str] = MappingProxyType(
     {
         "lossless": ",".join(
             (
-                # what is known already, and what nobody needs
-                "inline-constant-if,eliminate-identity,resolve-casts,fold-constants,simplify-shapes",
-                "eliminate-no-ops,eliminate-dead-code,eliminate-common-subexpressions",
+                # what is known already, and what nobody needs; dead readers would block rules that want a single one
+                "inline-constant-if,eliminate-identity,resolve-casts,split-tensors,fold-constants,simplify-shapes",
+                "eliminate-no-ops,omit-zero-states,eliminate-dead-code,eliminate-common-subexpressions",
                 # data movement, merged before it is moved
                 "merge-consecutive,merge-rearrangements,move-transposes",
-                # arithmetic, into the linear operators beside it
-                "fold-batch-norm,fold-scale,fold-pad,hoist-scales,flatten-linear,fuse-matmul-add,fuse-operators",
-                "deduplicate-initializers,remove-unused-initializers",
+                # whole operators first, then arithmetic into the linear operators beside it
+                "fuse-operators,fold-batch-norm,hoist-scales,fold-scale,fold-pad,flatten-linear,fuse-matmul-add",
+                "deduplicate-initializers,eliminate-dead-code,remove-unused-initializers",
             )
         ),
         "int8": "lossless,quantize",
