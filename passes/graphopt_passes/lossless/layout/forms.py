@@ -80,6 +80,8 @@ def form_of(node: ir.Node, order: Order, site: Site) -> Form | None:
     find = _FORMS.get(node.op_type)
     if node.domain != "" or find is None or not node.inputs or node.inputs[0] is None:
         return None
+    if find is not _elementwise and rank(node.inputs[0]) != order.rank:
+        return None  # only elementwise operators take operands of other ranks
     form = find(node, order, site)
     if form is None or any(rank(node.inputs[index]) != order.rank for index in form.carried):
         return None
