@@ -171,7 +171,7 @@ def _constant_of(node: ir.Node) -> ir.TensorProtocol | None:
     if attribute.is_ref():
         return None
     if name == "value":
-        return attribute.as_tensor()
+        return walk.attribute_tensor(attribute)
     numeric = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     if name in numeric:
         return ir.Tensor(np.array(attribute.value, dtype=numeric[name]))

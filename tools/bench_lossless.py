@@ -142,15 +142,23 @@ def verdicts(model: Path, outputs: Mapping[str, Path]) -> dict[str, str]:
 
 
 def latency(model: Path, result: Path, seconds: float) -> tuple[float, float]:
-    """Time of `result` over that of `model` in onnxruntime: median ratio, and the upper end of its 90 % interval."""
+    """Time of `result` over that of `model` in onnxruntime: median ratio, and the upper end of its 90 % interval.
+
+    Where a session's weights come to lie is luck that stays with it and can make 2 %. So there are three pairs of sessions,
+    made in either order, and the middle one counts.
+    """
     from graphopt.lift import lift
     from graphopt.runtime.inputs import guesses, seeded_inputs
     from graphopt.runtime.latency import measure as paired
 
     original = lift(model).model
-    candidates = (seeded_inputs(original, seed=0, guess=guess) for guess in guesses(original))
-    found = paired(model, result, candidates, seconds=seconds, confidence=0.9)
-    return found.ratio, found.interval[1]
+    found = []
+    for swap in (False, True, False):
+        candidates = (seeded_inputs(original, seed=0, guess=guess) for guess in guesses(original))
+        pair = (result, model) if swap else (model, result)
+        one = paired(*pair, candidates, seconds=seconds / 3, confidence=0.9)
+        found.append((1 / one.ratio, 1 / one.interval[0]) if swap else (one.ratio, one.interval[1]))
+    return sorted(found)[1]
 
 
 def bench(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _LAUNCHER = """
@@ -33,11 +34,18 @@ class Run:
     peak: int
 
 
+@cache
+def _bytecode() -> tempfile.TemporaryDirectory[str]:
+    """A folder for compiled Python modules, the same for all commands: installed or not, a second run finds them."""
+    return tempfile.TemporaryDirectory(prefix="bytecode-")
+
+
 def run(command: Sequence[str], env: Mapping[str, str] | None = None) -> Run:
     """Run a command to its end. Raises RuntimeError with its last words where it fails."""
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": _bytecode().name}
     with tempfile.TemporaryFile() as log, tempfile.TemporaryFile("w+") as account:
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(account.fileno()), *command]
-        environment = {**os.environ, **(env or {})}
+        environment = {**os.environ, **compiled, **(env or {})}
         subprocess.run(
             launcher, stdout=log, stderr=subprocess.STDOUT, env=environment, pass_fds=[account.fileno()], check=True
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import onnx_ir as ir
 
 from graphopt.analysis import dims, facts
@@ -23,7 +25,8 @@ def write(value: ir.Value, fact: Fact) -> bool:
     changed = False
     if fact.type is not None and value.type != fact.type:
         # Types can be changed in place, so no two values may share one.
-        value.type = ir.TensorType(fact.type.dtype) if isinstance(fact.type, ir.TensorType) else fact.type
+        plain = isinstance(fact.type, ir.TensorType)
+        value.type = ir.TensorType(fact.type.dtype) if plain else copy.deepcopy(fact.type)
         changed = True
     return set_shape(value, fact.dims) or changed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +18,11 @@ _BY_IDENTITY = frozenset(
         ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS,
     }
 )  # fmt: skip
+
+
+_Answer = TypeVar("_Answer")
+
+_MOST_ANSWERS = 20_000
 
 
 class Call(NamedTuple):
@@ -91,3 +96,20 @@ class Call(NamedTuple):
 def _type_key(kind: ir.TypeProtocol | None) -> object:
     """What stands for a type in a key: onnx-ir's types hash by their text, which is slow for the common kind."""
     return kind.dtype if type(kind) is ir.TensorType else kind
+
+
+class Answers(Generic[_Answer]):
+    """Answers that follow from a call alone, so that they hold for every model; all go when they are too many."""
+
+    def __init__(self) -> None:
+        self._found: dict[object, _Answer] = {}
+
+    def get(self, key: object) -> _Answer | None:
+        """What was kept under `key`, which holds all that the answer depends on."""
+        return self._found.get(key)
+
+    def keep(self, key: object, answer: _Answer) -> None:
+        """Keep `answer`, which nobody changes."""
+        if len(self._found) >= _MOST_ANSWERS:
+            self._found.clear()
+        self._found[key] = answer

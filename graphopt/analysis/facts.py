@@ -7,7 +7,7 @@ form.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
@@ -108,22 +108,23 @@ def to_proto(fact: Fact) -> onnx.TypeProto:
     if fact.type is None:
         return proto
     ir.serde.serialize_type_into(proto, fact.type)
-    if fact.dims is not None:
-        ir.serde.serialize_shape_into(proto, ir.Shape(fact.dims))
+    if fact.dims is None:
+        return proto
+    shape = _innermost(proto).shape
+    shape.SetInParent()  # a scalar has a shape, too
+    for dim in fact.dims:
+        if isinstance(dim, int):
+            shape.dim.add(dim_value=dim)
+        else:
+            shape.dim.add(dim_param=dim)
     return proto
 
 
 def from_proto(proto: onnx.TypeProto) -> Fact:
     """What an ONNX type says. Maps, which onnx-ir cannot express, are unknown."""
-    if "map_type" in str(proto.WhichOneof("value")) or _holds_map(proto):
+    tensor_type = _innermost(proto)
+    if tensor_type is None or tensor_type.elem_type == onnx.TensorProto.UNDEFINED:
         return UNKNOWN
-    innermost = proto
-    while innermost.WhichOneof("value") in ("sequence_type", "optional_type"):
-        innermost = getattr(innermost, str(innermost.WhichOneof("value"))).elem_type
-    kind = innermost.WhichOneof("value")
-    if kind is None or getattr(innermost, kind).elem_type == onnx.TensorProto.UNDEFINED:
-        return UNKNOWN
-    tensor_type = getattr(innermost, kind)
     dims = tuple(map(_dim, tensor_type.shape.dim)) if tensor_type.HasField("shape") else None
     return Fact(ir.serde.deserialize_type_proto_for_type(proto), dims)
 
@@ -136,8 +137,10 @@ def _dim(proto: onnx.TensorShapeProto.Dimension) -> Dim:
     return proto.dim_param or None if kind == "dim_param" else None
 
 
-def _holds_map(proto: onnx.TypeProto) -> bool:
+def _innermost(proto: onnx.TypeProto) -> Any:
+    """The message for a tensor inside all sequences and optionals; None where there is none, or a map."""
     kind = proto.WhichOneof("value")
-    if kind in ("sequence_type", "optional_type"):
-        return _holds_map(getattr(proto, kind).elem_type)
-    return bool(kind == "map_type")
+    while kind in ("sequence_type", "optional_type"):
+        proto = getattr(proto, kind).elem_type
+        kind = proto.WhichOneof("value")
+    return None if kind is None or kind == "map_type" else getattr(proto, kind)

@@ -20,7 +20,7 @@ from graphopt.ops.base import input_at
 
 _DATA_INPUTS: Mapping[str, int] = MappingProxyType(
     {
-        **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), 3),
+        **dict.fromkeys(("Conv", "Gemm"), 3),
         **dict.fromkeys(("MatMul", "Add", "Mul"), 2),
         **dict.fromkeys(("Sigmoid", "LeakyRelu", "Softmax", "GlobalAveragePool", "AveragePool", "ReduceMean"), 1),
         **dict.fromkeys(("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice"), 1),
@@ -88,13 +88,13 @@ def _quantizer(value: ir.Value) -> tuple[ir.Node, ...] | None:
     reader = only_reader(value)
     if reader is not None and reader.op_type in ("Relu", "Clip") and reader.domain == "":
         quantize = only_reader(reader.outputs[0])
-        if quantize is not None and _is(quantize, "QuantizeLinear") and _absorbs(quantize, reader):
+        if quantize is not None and _is(quantize, "QuantizeLinear") and absorbs(quantize, reader):
             return (reader, quantize)
         return None
     return (reader,) if reader is not None and _is(reader, "QuantizeLinear") else None
 
 
-def _absorbs(quantize: ir.Node, activation: ir.Node) -> bool:
+def absorbs(quantize: ir.Node, activation: ir.Node) -> bool:
     """Whether the range of `quantize` lies inside that of `activation`, which then changes nothing."""
     scale, zero = _scalar(input_at(quantize, 1)), _scalar(input_at(quantize, 2))
     point = constant_tensor(input_at(quantize, 2))

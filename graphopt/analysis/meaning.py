@@ -22,7 +22,7 @@ import onnx.defs
 import onnx_ir as ir
 
 from graphopt.analysis import onnx_inference, schemas
-from graphopt.analysis.call import Call
+from graphopt.analysis.call import Answers, Call
 from graphopt.analysis.facts import Fact
 from graphopt.analysis.inference import Inference, Scope
 from graphopt.errors import GraphoptError, InvalidModelError, VerificationError
@@ -58,6 +58,10 @@ def check(model: ir.Model, nodes: Collection[ir.Node] | None = None, error: type
                     checker.check(node, scope, False, error)
 
 
+_LEGAL = Answers[list[Fact]]()
+"""What ONNX says about the outputs of calls that were found legal."""
+
+
 class _Checker:
     """Checks of single nodes; equal questions are asked once."""
 
@@ -66,7 +70,6 @@ class _Checker:
         self.inference = Inference(model)
         self._context = type(onnx.checker.DEFAULT_CONTEXT)()
         self._context.ir_version = model.ir_version
-        self._legal: dict[object, list[Fact]] = {}
         for value in model.graph.outputs:
             # What is declared on an output binds nobody: onnxruntime warns about it and goes on with what it inferred.
             if value.producer() is not None:
@@ -84,15 +87,15 @@ class _Checker:
         call = self.inference.call(node, scope)
         if scope.is_function:
             call = call._replace(attributes=node.attributes)
-        key = (call.key(), runs, scope.is_function)
-        found = self._legal.get(key)
+        key = (call.key(), runs, scope.is_function, self.model.ir_version)
+        found = None if key[0] is None else _LEGAL.get(key)
         if found is None:
             try:
                 found = self._answer(call, scope, runs)
             except _IllegalError as reason:
                 raise error(f"{walk.label(node)}: {reason}") from reason
             if key[0] is not None:
-                self._legal[key] = found
+                _LEGAL.keep(key, found)
         for output, fact in zip(node.outputs, found, strict=False):
             if fact.type is not None and output.type is not None and output.type != fact.type:
                 raise error(

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from graphopt.analysis import facts, schemas
-from graphopt.analysis.call import Call
+from graphopt.analysis.call import Answers, Call
 from graphopt.analysis.facts import UNKNOWN, Fact
 
 
@@ -42,6 +42,9 @@ COMPARISONS = {"GreaterOrEqual": "Greater", "LessOrEqual": "Less"}
 """Operators of opset 12 that ONNX infers through their function bodies only, and the ones that are inferred alike."""
 
 
+_ANSWERS = Answers[list[Fact]]()
+
+
 def infer(call: Call) -> list[Fact]:
     """What ONNX says about the outputs of `call`.
 
@@ -50,7 +53,13 @@ def infer(call: Call) -> list[Fact]:
     """
     schema = schemas.schema(call.domain, COMPARISONS.get(call.op_type, call.op_type), call.version)
     if schema is not None and schema.has_type_and_shape_inference_function:
-        return _ask(schema, call)
+        key = call.key()
+        found = None if key is None else _ANSWERS.get(key)
+        if found is None:
+            found = _ask(schema, call)
+            if key is not None:
+                _ANSWERS.keep(key, found)
+        return found
     outputs = [UNKNOWN] * len(call.outputs)
     if call.domain == "" and call.op_type in SAME_AS_FIRST and outputs:
         outputs[0] = call.fact(0)

@@ -22,6 +22,7 @@ from graphopt.cli.passes import passes
 from graphopt.cli.plan import plan
 from graphopt.cli.profile_device import profile_device
 from graphopt.cli.run import run
+from graphopt.cli.startup import quick_start
 from graphopt.errors import GraphoptError, OptionError, PipelineError
 
 _INTERRUPTED = 130
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. `arguments` are those of the process by default."""
     state = {"verbose": False}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quick_start():
             _quiet_libraries()
             code = _invoke(list(sys.argv[1:] if arguments is None else arguments), state)
             sys.stdout.flush()

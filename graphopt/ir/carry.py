@@ -194,11 +194,19 @@ def put_back(
         _describe_only(function.value_info, carry)
     for info in proto.graph.output:
         if keep_outputs and info.name in carry.outputs:
-            info.ParseFromString(carry.outputs[info.name])
+            _declare(info, carry.outputs[info.name])
     if carry.legacy_inputs and proto.ir_version < 4:
         _list_initializers_as_inputs(proto.graph, carry.legacy_inputs)
     for training in carry.training:
         proto.training_info.add().ParseFromString(training)
+
+
+def _declare(info: onnx.ValueInfoProto, declared: bytes) -> None:
+    """Describe an output as the input file did; an element type that a pass has changed on purpose stays changed."""
+    element = info.type.tensor_type.elem_type
+    info.ParseFromString(declared)
+    if element and info.type.WhichOneof("value") == "tensor_type":
+        info.type.tensor_type.elem_type = element
 
 
 def _describe_only(value_info: MutableSequence[onnx.ValueInfoProto], carry: Carry) -> None:

@@ -32,7 +32,7 @@ class Spool:
             return tensor
         data = tensor.tobytes()
         try:
-            offset = self._append(data)
+            offset = self.append(data)
         except OSError:  # no room on disk: then it stays in memory
             return tensor
         return StoredTensor(self, offset, len(data), tensor.dtype, ir.Shape(tensor.shape.numpy()), tensor.name or "")
@@ -46,7 +46,8 @@ class Spool:
             offset, length = offset + len(parts[-1]), length - len(parts[-1])
         return b"".join(parts)
 
-    def _append(self, data: bytes) -> int:
+    def append(self, data: bytes) -> int:
+        """Write `data` at the end and return its offset. Raises OSError where the disk has no room."""
         if self._descriptor is None:
             self._descriptor, path = tempfile.mkstemp(prefix="graphopt-")
             os.unlink(path)  # the open file lives on without a name, and nothing is left behind however the run ends

@@ -24,7 +24,7 @@ from graphopt.ir import wire
 from graphopt.ir.external import ExternalFiles
 from graphopt.ir.scan import check_tensor, scan, tensor_protos
 from graphopt.ir.tensors import Buffer, SparseTensor, Storage, StoredFile, StoredTensor
-from graphopt.ir.walk import all_graphs, all_nodes
+from graphopt.ir.walk import all_graphs, all_nodes, attribute_tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +198,9 @@ def _replace_marks(model: ir.Model, tensors: tuple[ir.TensorProtocol, ...]) -> N
                 value.const_value = tensors[value.const_value.offset or 0]
     for node in all_nodes(model):
         for name, attribute in list(node.attributes.items()):
-            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                tensor = attribute.as_tensor()
-                if isinstance(tensor, ir.ExternalTensor):
-                    node.attributes[name] = ir.AttrTensor(name, tensors[tensor.offset or 0])
+            tensor = attribute_tensor(attribute)
+            if isinstance(tensor, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, tensors[tensor.offset or 0])
 
 
 def stub_proto(model: ir.Model) -> tuple[onnx.ModelProto, list[ir.TensorProtocol]]:

@@ -5,20 +5,24 @@ A model holds graphs in three places: the main graph, bodies of If/Loop/Scan nod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
+
+_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The bodies that `node` itself holds, not deeper ones."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+    for attribute in node.attributes.data.values():
+        if attribute.type in _BODIES:
+            yield from _bodies(attribute)
+
+
+def _bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    if attribute.is_ref():
+        return ()
+    return (attribute.as_graph(),) if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
 
 
 def graph_and_bodies(graph: ir.Graph) -> Iterator[ir.Graph]:
@@ -27,8 +31,10 @@ def graph_and_bodies(graph: ir.Graph) -> Iterator[ir.Graph]:
     while pending:
         current = pending.pop()
         yield current
-        for node in current:
-            pending.extend(subgraphs(node))
+        for node in current:  # no generator per node: every pass comes through here
+            for attribute in node.attributes.data.values():
+                if attribute.type in _BODIES:
+                    pending.extend(_bodies(attribute))
 
 
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -57,12 +63,22 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     if producer is not None:
         if producer.op_type == "Constant" and producer.domain == "" and "value" in producer.attributes:
             attribute = producer.attributes["value"]
-            plain = attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()
-            return attribute.as_tensor() if plain else None
+            return attribute_tensor(attribute)
         return None
     if not value.is_initializer() or value.is_graph_input():
         return None
     return value.const_value
+
+
+def attribute_tensor(attribute: ir.Attr) -> ir.TensorProtocol | None:
+    """The tensor that an attribute holds; None for one of another type, or one that refers to a function's parameter.
+
+    `Attr.as_tensor` does the same, and asks an object of 15 properties whether it is a tensor each time.
+    """
+    if attribute.type != ir.AttributeType.TENSOR or attribute.is_ref():
+        return None
+    tensor: ir.TensorProtocol = attribute.value
+    return tensor
 
 
 def label(node: ir.Node) -> str:

@@ -2,8 +2,8 @@
 
 A clone of a large graph costs as much as many passes do, so the history keeps the *steps* that changed the model and
 few states. The first state costs nothing, because the model can be lifted again. Another one is kept only when the
-steps since the last took several times as long as a clone. An earlier state is then the nearest kept one before it,
-with the steps in between replayed:
+steps since the last took several times as long as a clone, and longer than anybody minds. An earlier state is then the
+nearest kept one before it, with the steps in between replayed:
 
     state(k) = steps[k-1] ( ... steps[j] ( kept[j] ))        j <= k, the largest one kept
 
@@ -25,7 +25,10 @@ CLONE_SECONDS_PER_NODE = 4e-5
 """What a clone is expected to cost until one was made and timed."""
 
 WORTH = 10
-"""A state is kept when the steps since the last one took this many times as long as a clone."""
+"""A state is kept when the steps since the last one took this many times as long as a clone ..."""
+
+WORTH_SECONDS = 2.0
+"""... and this many seconds: going back is rare, and most runs are over by then."""
 
 
 class History:
@@ -62,7 +65,7 @@ class History:
         """Note that `step` has just changed the model, and how long that took."""
         self._steps.append(step)
         self._work += seconds
-        if self._work > WORTH * self._clone_seconds:
+        if self._work > max(WORTH * self._clone_seconds, WORTH_SECONDS):
             self._work = 0.0
             with contextlib.suppress(RuntimeError):  # damage that a step did not report; it is found at the end
                 self._kept[len(self._steps)] = self._clone(self.model)

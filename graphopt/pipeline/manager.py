@@ -128,7 +128,7 @@ class _Run:
         self.records: list[PassRecord] = []
         self.positions: list[int] = []  # the position in the pipeline behind each record
         self.changed_by: list[int] = []  # the record behind each step of the history
-        self.last_run: dict[int, int] = {}  # per position: how many steps there were after it ran last
+        self.last_run: dict[int, int] = {}  # per position: how many steps there were when it ran last
         self.taken_back: dict[int, str] = {}
         self.warnings: list[str] = []
         self.repriced = True  # whether the model is another object than when it was last priced
@@ -164,8 +164,9 @@ class _Run:
         """Run the pass at `position`; where it is run `again`, it leaves a record only if it changes something."""
         for instrument in self.manager.instruments:
             instrument.pass_started(self.pipeline.passes[position], self.history.model)
+        steps = len(self.changed_by)
         record = self._record(position)
-        self.last_run[position] = len(self.changed_by)
+        self.last_run[position] = steps  # it runs again after its own step too: that may have told more about types
         if record.modified or not again:
             self.records.append(record)
             self.positions.append(position)

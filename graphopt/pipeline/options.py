@@ -9,6 +9,7 @@ list of words; only tuples have other than one. A quoted word is always text, so
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -100,6 +101,7 @@ class Option:
         return (self.minimum is None or number >= self.minimum) and (self.maximum is None or number <= self.maximum)
 
 
+@functools.cache
 def options_of(cls: type[Pass]) -> Mapping[str, Option]:
     """The options of a pass in the order of its fields. Raises OptionError where a field has no usable type."""
     hints = typing.get_type_hints(cls)
@@ -112,7 +114,7 @@ def options_of(cls: type[Pass]) -> Mapping[str, Option]:
         facts = {key: field.metadata.get(key) for key in ("minimum", "maximum")}
         help_text = field.metadata.get("help", "")
         found[field.name] = Option(cls.name, field.name, annotation, default, help_text, **facts)
-    return found
+    return types.MappingProxyType(found)
 
 
 def configure(cls: type[Pass], values: Mapping[str, Any]) -> Pass:

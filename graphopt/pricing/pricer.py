@@ -84,7 +84,7 @@ class Pricer:
                 self._forget(nodes)
             else:
                 self._forget(_with_neighbours(touched))
-            running = _inlined(model) if model.functions else model
+            running = inlined(model) if model.functions else model
             extents = self._extents(running)
             execution = Execution(running, extents, self._device.block)
             self._look_at(nodes if running is model else running.graph.all_nodes(), execution)
@@ -175,7 +175,7 @@ def _with_neighbours(nodes: Collection[ir.Node]) -> set[ir.Node]:
     return found
 
 
-def _inlined(model: ir.Model) -> ir.Model:
+def inlined(model: ir.Model) -> ir.Model:
     """A copy of `model` in which every call of a function is its body, with types of its own."""
     from onnx_ir.passes import PreconditionError
     from onnx_ir.passes.common import InlinePass

@@ -196,11 +196,13 @@ class Site:
 
     def set_inputs(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
         """Let `node` read `inputs`; constants that nothing reads any more go."""
-        old = [read for read in node.inputs if read is not None]
+        lost = [read for read in node.inputs[len(inputs) :] if read is not None]
         node.resize_inputs(len(inputs))
-        for index, value in enumerate(inputs):
-            node.replace_input_with(index, value)
-        self._lost_reader(old)
+        for index, (old, new) in enumerate(zip(node.inputs, inputs, strict=True)):
+            if old is not new:
+                node.replace_input_with(index, new)
+                lost += [] if old is None else [old]
+        self._lost_reader(lost)
 
     def _lost_reader(self, values: Sequence[ir.Value]) -> None:
         dropped = drop_unread(dict.fromkeys(values))

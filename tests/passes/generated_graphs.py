@@ -385,9 +385,13 @@ def again(g: Growth) -> None:
 def if_(g: Growth) -> None:
     """Branches that read from outside and use the same names inside."""
     x = g.pick([value for value in g.values if value.name in ("image", "row", "scalar")])
-    # onnxruntime 1.32 loses what two Casts in a row make where only a body reads it
-    casts = {node.output[0] for node in g.nodes if node.op_type == "Cast"}
-    visible = [value for value in g.values if value.name not in casts]
+    # onnxruntime 1.32 loses what two Casts in a row make where only a body reads it. A rewrite may remove what stands
+    # between the Casts, or between them and the body, so bodies read nothing that a Cast leads to.
+    of_casts: set[str] = set()
+    for node in g.nodes:
+        if node.op_type == "Cast" or not of_casts.isdisjoint(node.input):
+            of_casts.update(node.output)
+    visible = [value for value in g.values if value.name not in of_casts]
     branches = {}
     for name in ("then_branch", "else_branch"):
         body = Growth(g.draw, g.opset, visible, f"{g.fresh()}_{g.pick(['b', name[0]])}_", g.depth - 1)

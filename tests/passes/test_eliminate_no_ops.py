@@ -283,6 +283,13 @@ def test_a_zero_keeps_its_sign_where_a_division_sees_it(rewriter: Any, zero: str
     np.testing.assert_array_equal(*(rewriter.outputs(model, feeds)["y"] for model in (before, outcome.model)))
 
 
+def test_what_is_removed_before_does_not_look_at_zeros(rewriter: Any) -> None:
+    before = (
+        "g (float[2] x) => (float[2] y) <float l = {1}, float z = {0}> { a = Pow(x, l)  b = Add(a, z)  y = Exp(b) }"
+    )
+    rewriter.rewrites(before, PIPELINE, "g (float[2] x) => (float[2] y) { y = Exp(x) }")
+
+
 def test_infinities_and_nan_pass_through(rewriter: Any) -> None:
     text = """g (float[4] x) => (float[4] y) <float one = {1}, float zero = {0}>
               { a = Mul(x, one)  b = Sub(a, zero)  c = Pow(b, one)  d = Div(c, one)  y = Neg(d) }"""

@@ -156,6 +156,12 @@ def test_rewrites(rewriter: Any, before: str, after: str) -> None:
             id="sequences",
         ),
         pytest.param(
+            """<ir_version: 10, opset_import: ["": 18]> g (float[2] x) => (float[2] y) <float[6] w = {1,2,3,4,5,6}>
+               { a, b, c = Split<num_outputs = 2>(w)  y = Mul(x, b) }""",
+            "the size of its result is not known",
+            id="a Split on which ONNX's inference would end the process",
+        ),
+        pytest.param(
             """g (float[2] x) => (float[2] y) <int64[2] n = {512, 512}> { z = ConstantOfShape(n)  s = ReduceSum(z)
                y = Mul(x, s) }""",
             "ConstantOfShape 'z': not folded: the model would grow by more than max_growth=4096 bytes",
@@ -238,6 +244,30 @@ def test_a_weight_that_others_read_is_not_doubled(rewriter: Any, other: str, fol
     outcome = rewriter.run(model, PIPELINE)
     assert outcome.modified == folds
     assert list(model.graph.initializers) == ["u" if folds else "w"]
+
+
+PIECES = """g (float[8192] x) => (float[8192] y)
+            <int64[1] o = {{0}}, int64[1] a = {{2048}}, int64[1] b = {{4096}}, int64[1] c = {{8192}}>
+  {{ p = Slice(w, o, a)  q = Slice(w, a, b)  r = Slice(w, b, c)  v = Concat<axis = 0>(r, q, p)
+     t = Add(x, v)  {other} }}"""
+
+
+@pytest.mark.parametrize(("other", "folds"), [("y = Neg(t)", True), ("y = Mul(t, w)", False)])
+def test_pieces_of_a_weight_count_by_their_size(rewriter: Any, other: str, folds: bool) -> None:
+    model = rewriter.model(PIECES.format(other=other), {"w": np.arange(8192, dtype=np.float32)})
+    outcome = rewriter.run(model, PIPELINE)
+    assert outcome.modified == folds
+    assert ("v" in model.graph.initializers) == folds
+
+
+def test_a_weight_that_loses_a_reader_counts_more_for_the_others(rewriter: Any) -> None:
+    """Whatever is folded first, a second run has nothing left to do."""
+    text = """g (float[4096] x) => (float[4096] y) <int64[1] o = {0}, int64[1] a = {512}, int64[1] c = {4096}>
+      { n = Neg(w)  s = Slice(w, o, a)  t = Sum(s, s)  p = ReduceSum(t)  q = Add(x, n)  y = Mul(q, p) }"""
+    model = rewriter.model(text, {"w": np.arange(4096, dtype=np.float32)})
+    outcome = rewriter.run(model, PIPELINE)
+    assert [node.op_type for node in model.graph] == ["Add", "Mul"]
+    assert "max_growth" not in outcome.reasons
 
 
 @pytest.mark.parametrize(

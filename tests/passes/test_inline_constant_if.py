@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+
+from graphopt.errors import RuntimeFailureError
+from graphopt.ir.walk import all_nodes
 
 PIPELINE = "inline-constant-if"
 
@@ -126,3 +130,63 @@ def test_excluded_nodes_stay(rewriter: Any) -> None:
                   then_branch = t () => (float[N] ty) { ty = Exp(x) },
                   else_branch = e () => (float[N] ey) { ey = Neg(x) }> }"""
     rewriter.rewrites(before, PIPELINE, exclude="keep")
+
+
+WEIGHTS = {"w": np.ones((4, 4), np.float32), "k": np.ones((2, 3, 1), np.float32), "l": np.ones((1, 12, 4), np.float32)}
+WEIGHTS |= {"r": np.ones((1, 12, 3), np.float32), "o": np.ones((2, 1, 1, 1), np.float32)}
+
+
+def ranks(reader: str, more: str = "") -> str:
+    """An If that gives three axes, or two; and who reads it."""
+    return f"""g (float[3,4] x, bool c) => (float y) <int64[1] z = {{0}}> {{ i = If (c) <
+                 then_branch = t () => (float[1,3,4] ti) {{ ti = Unsqueeze(x, z) }},
+                 else_branch = e () => (float[3,4] ei) {{ ei = Neg(x) }}>
+               {more}  {reader}  y = ReduceSum<keepdims = 0>(q) }}"""
+
+
+SECOND = """j = If (c) <then_branch = t2 () => (float[3,4] tj) { tj = Exp(x) },
+                        else_branch = e2 () => (float[3,4] ej) { ej = Neg(x) }>"""
+
+
+@pytest.mark.parametrize(
+    ("text", "condition"),
+    [
+        pytest.param(ranks("q = Gemm(i, w)"), False, id="Gemm"),
+        pytest.param(ranks("q = Conv(i, k)"), True, id="as many axes as the weight"),
+        pytest.param(ranks("p, q = LSTM<hidden_size = 3>(i, l, r)"), True, id="LSTM"),
+        pytest.param(ranks("p = Unsqueeze(i, z)  q = Conv(p, o)"), True, id="an axis more"),
+        pytest.param(ranks("n = Relu(i)  p = Squeeze(n, z)  q = Gemm(p, w)"), True, id="an axis less"),
+        pytest.param(ranks("n = Gemm(i, w)  q = Add(n, j)", SECOND), False, id="another If with the same condition"),
+    ],
+)
+def test_the_branch_whose_rank_readers_take(rewriter: Any, text: str, condition: bool) -> None:
+    before, after = rewriter.typed(text, WEIGHTS), rewriter.run(rewriter.typed(text, WEIGHTS), PIPELINE).model
+    assert not any(node.op_type == "If" for node in all_nodes(after))
+    feeds = {"x": np.ones((3, 4), np.float32), "c": np.array(condition)}
+    np.testing.assert_allclose(rewriter.outputs(after, feeds)["y"], rewriter.outputs(before, feeds)["y"], rtol=1e-5)
+    with pytest.raises(RuntimeFailureError):
+        rewriter.outputs(before, {**feeds, "c": np.array(not condition)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(ranks("q = MatMul(i, w)"), id="readers that take both"),
+        pytest.param(ranks("q = Conv(i, o)"), id="readers that take neither"),
+        pytest.param(ranks("p = Squeeze(i)  q = Gemm(p, w)"), id="an unknown number of axes"),
+        pytest.param(
+            ranks(
+                """q = If (d) <then_branch = t2 () => (float[3,4] tq) { tq = Gemm(i, w) },
+                               else_branch = e2 () => (float[3,4] eq) { eq = Neg(x) }>""",
+                "s = ReduceSum<keepdims = 0>(x)  zero = Sub(s, s)  d = Less(s, zero)",
+            ),
+            id="a reader that may not be computed",
+        ),
+        pytest.param(
+            ranks("q = Gemm(i, w)").replace("Unsqueeze(x, z)", "acme.Do(x)").replace("[1,3,4] ti", "[] ti"),
+            id="a branch of unknown rank",
+        ),
+    ],
+)
+def test_a_branch_that_may_be_right_stays(rewriter: Any, text: str) -> None:
+    assert not rewriter.run(rewriter.typed(text, WEIGHTS), PIPELINE).modified

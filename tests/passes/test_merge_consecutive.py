@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -340,14 +341,38 @@ def test_excluded_nodes_stay(rewriter: Any) -> None:
     rewriter.rewrites(graph("a = Neg(x)  [keep] y = Neg(a)"), PIPELINE, exclude="keep")
 
 
-def test_nan_and_infinities_in_clips(rewriter: Any) -> None:
-    text = (
-        "g (float[4] x) => (float[4] y) <float l = {-1}, float h = {6}> { a = Relu(x)  b = Clip(a, l, h)  y = Relu(b) }"
-    )
+@pytest.mark.parametrize("opset", [6, 17])
+@pytest.mark.parametrize(
+    ("nodes", "left"),
+    [
+        ("a = Relu(x)  b = Clip(a, l, h)  y = Relu(b)", 1),
+        ("a = Relu(x)  y = Clip(a, z)", 1),  # whose upper bound is the largest finite number
+        ("a = Clip(x, z)  y = Relu(a)", 1),
+        ("a = Relu(x)  y = Clip(a, l)", 1),
+        ("a = Clip(x)  y = Relu(a)", 1),
+        ("a = Clip(x, , h)  b = Clip(a, l)  y = Relu(b)", 1),
+        ("a = Clip(x, l, i)  y = Relu(a)", 1),
+        ("a = Clip(x, j)  y = Clip(a, , h)", 1),
+    ],
+)
+def test_nan_and_infinities_in_clips(rewriter: Any, nodes: str, left: int, opset: int) -> None:
+    numbers = {"l": "-1", "h": "6", "z": "0", "i": "inf", "j": "-inf"}
+    constants = ", ".join(f"float {name} = {{{number}}}" for name, number in numbers.items())
+    if opset == 6:  # where the bounds are attributes
+        bounds = re.compile(r"Clip\((\w),? ?(\w?),? ?(\w?)\)")
+        nodes = bounds.sub(lambda m: f"Clip{attributes(numbers, min=m[2], max=m[3])}({m[1]})", nodes)
+        constants = ""
+    declared = f"<{constants}>" if constants else ""
+    text = f'<ir_version: 8, opset_import: ["": {opset}]> g (float[6] x) => (float[6] y) {declared} {{ {nodes} }}'
     before, outcome = rewriter.typed(text), rewriter.run(rewriter.typed(text), PIPELINE)
-    assert len(outcome.model.graph) == 1
-    feeds = {"x": np.array([np.inf, -np.inf, np.nan, 9], np.float32)}
+    assert len(outcome.model.graph) == left
+    feeds = {"x": np.array([np.inf, -np.inf, np.nan, 9, -9, 0.5], np.float32)}
     np.testing.assert_array_equal(*(rewriter.outputs(model, feeds)["y"] for model in (before, outcome.model)))
+
+
+def attributes(numbers: dict[str, str], **given: str) -> str:
+    found = [f"{name} = {float(numbers[which])}" for name, which in given.items() if which]
+    return f"<{', '.join(found)}>" if found else ""
 
 
 def test_two_cuts_are_one_for_every_extent() -> None:

@@ -46,9 +46,22 @@ def test_strings_scalars_and_several_outputs() -> None:
     assert empty.numpy().shape == (0,)
 
 
+def test_rearranged_as_the_runtime_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """(int8[1, 3, 2] a, float[] b, double[2, 3] c, float[0, 2] d)
+              <int8[2, 3] w = {1, -2, 7, 0, 3, -8}, float[1, 1] v = {2}, double[3, 2] u = {1, 2, 3, 4, 5, 6},
+               float[2, 0] z = {}, int64[1] first = {0}, int64[2] swapped = {-1, 3}, int64[2] same = {2, 0}>
+              { t = Transpose<perm = [1, 0]>(w)  a = Unsqueeze(t, first)  b = Squeeze(v)  f = Flatten<axis = 0>(u)
+                c = Reshape(f, swapped)  i = Identity(z)  r = Reshape<allowzero = 1>(i, same)  d = Transpose(r) }"""
+    plain = evaluate(program(text))
+    monkeypatch.setattr("graphopt.runtime.evaluate._REARRANGING", frozenset())
+    for mine, theirs in zip(plain, evaluate(program(text)), strict=True):
+        assert (mine.dtype, mine.shape, mine.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes())
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "(float[1] y) <float[2] w = {1, 2}, int64[1] axes = {0}> { y = Squeeze(w, axes) }",
         "(float[1] y) <float[2] w = {1, 2}, int64[1] i = {5}> { y = Gather(w, i) }",
         "(float[1] y) <float[2] w = {1, 2}> { y = acme.Secret(w) }",
         "(seq(float[2]) y) <float[2] w = {1, 2}> { y = SequenceConstruct(w) }",

@@ -12,9 +12,9 @@ down to the single node that cannot be computed and is left alone.
 
 A node that produces a graph output stays, because an output must be produced by a node; what it reads is folded.
 
-Folding must not blow a file up. A result may be larger than what it is computed from by `max_growth` bytes at most, and
-a constant that several nodes read counts for each of them with its share only: it goes when all of them are folded.
-Large results wait on disk for the model to be written.
+Folding must not blow a file up. A result may be larger than what it is computed from by `max_growth` bytes at most. A
+constant that several nodes read goes when all of them are folded: it counts for each of them in proportion to its
+result, and for none where one of them cannot be folded. Large results wait on disk for the model to be written.
 Quantized weights stay quantized: QuantizeLinear and DequantizeLinear are never folded.
 """
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -37,7 +38,8 @@ from graphopt.ir.surgery import Editor, Scope, add_constant, drop_unread, scopes
 from graphopt.ir.walk import constant_tensor, label, subgraphs
 from graphopt.pipeline.base import Evaluate, Pass, PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
-from graphopt_passes.lossless.result_bytes import result_bytes, tensor_bytes
+from graphopt_passes.lossless.result_bytes import result_bytes, static_bytes, tensor_bytes
+from graphopt_passes.rewriting import still_there
 
 _BATCH_BYTES = 16 * 2**20
 _MOST_REFUSED = 256
@@ -62,12 +64,17 @@ class FoldConstants(Pass):
         touched: dict[ir.Node, None] = {}
         modified = False
         for scope in scopes(model):
-            folding = _Folding(self, model, scope, context, remarks)
-            for node in _in_order(scope.graph):
-                folding.consider(node)
-            folding.compute()
-            modified |= folding.rewrite(touched)
-        return PassResult(modified, touched, remarks.listed())
+            while True:
+                folding = _Folding(self, model, scope, context, remarks)
+                for node in _in_order(scope.graph):
+                    folding.consider(node)
+                folding.compute()
+                modified |= folding.rewrite(touched)
+                if not folding.made_room():
+                    break
+            for where, why in folding.missed:
+                remarks.missed(where, why)
+        return PassResult(modified, still_there(touched, model), remarks.listed())
 
 
 class _Folding:
@@ -88,7 +95,10 @@ class _Folding:
         self.promised: dict[ir.Value, int] = {}
         self.promised_bytes = 0
         self.refused = 0
-        self._shares: dict[ir.Value, int] = {}
+        self.missed: list[tuple[str, str]] = []
+        self.too_large: dict[ir.Node, None] = {}
+        self.fewer_readers: set[ir.Value] = set()
+        self._shares: dict[ir.Value, dict[ir.Node, int]] = {}
         self._schemas: dict[ir.OperatorIdentifier, onnx.defs.OpSchema | None] = {}
 
     def consider(self, node: ir.Node) -> None:
@@ -106,7 +116,7 @@ class _Folding:
             return
         why_not = self._why_not(node, reads) or self._take_up(node, reads)
         if why_not is not None:
-            self.remarks.missed(label(node), f"not folded: {why_not}")
+            self.missed.append((label(node), f"not folded: {why_not}"))
 
     def _why_not(self, node: ir.Node, reads: Sequence[ir.Value]) -> str | None:
         """Why `node`, whose inputs are all constant, cannot be computed now."""
@@ -139,7 +149,10 @@ class _Folding:
         size, options = sum(sizes), self.options
         if size > options.max_bytes:
             return f"its result has more than max_bytes={options.max_bytes}"
-        if size > options.max_growth + sum(self._share(read) for read in set(reads)):
+        if size > options.max_growth and size > options.max_growth + sum(
+            self._share(read, node) for read in set(reads)
+        ):
+            self.too_large[node] = None
             return f"the model would grow by more than max_growth={options.max_growth} bytes"
         self.pending.append(node)
         self.promised.update(zip((output for output in node.outputs if output.name), sizes, strict=True))
@@ -166,7 +179,7 @@ class _Folding:
             self.refused += 1
             if len(nodes) == 1 or self.refused > _MOST_REFUSED:
                 for node in nodes:
-                    self.remarks.missed(label(node), f"not folded: {error}")
+                    self.missed.append((label(node), f"not folded: {error}"))
                 return
             self._compute(nodes[: len(nodes) // 2], evaluate)
             self._compute(nodes[len(nodes) // 2 :], evaluate)
@@ -186,7 +199,7 @@ class _Folding:
     def rewrite(self, touched: dict[ir.Node, None]) -> bool:
         """Put the results in the place of the nodes that compute them; say whether there were any."""
         editors: dict[ir.Graph, Editor] = {}
-        reads = [read for node in self.folded for read in node.inputs]
+        reads = dict.fromkeys(read for node in self.folded for read in node.inputs if read is not None)
         for node in self.folded:
             graph = node.graph
             assert isinstance(graph, ir.Graph)  # the nodes were found in the graphs of the scope
@@ -200,8 +213,12 @@ class _Folding:
             editors[node.graph].remove(node)
         for editor in editors.values():
             editor.commit()
-        drop_unread(dict.fromkeys(reads))
+        self.fewer_readers = set(reads).difference(drop_unread(reads))
         return bool(self.folded)
+
+    def made_room(self) -> bool:
+        """Whether a node whose result was too large now has a greater share in what it reads."""
+        return any(read in self.fewer_readers for node in self.too_large for read in node.inputs)
 
     def _replace(self, output: ir.Value, node: ir.Node, editor: Editor, touched: dict[ir.Node, None]) -> None:
         constant = add_constant(editor.graph, output.name or "", self.results[output], node, self.scope)
@@ -235,16 +252,35 @@ class _Folding:
         tensor = self._tensor(value) if promised is None else None
         return promised if tensor is None else _nbytes(tensor)
 
-    def _share(self, value: ir.Value) -> int:
-        """Bytes of a constant divided among the nodes that read it."""
+    def _share(self, value: ir.Value, node: ir.Node) -> int:
+        """Bytes of the constant `value` that folding `node`, one of its readers, counts as saved."""
         if value not in self._shares:
-            self._shares[value] = (self._bytes(value) or 0) // max(len(value.consumers()), 1)
-        return self._shares[value]
+            self._shares[value] = self._divided(value)
+        return self._shares[value].get(node, 0)
+
+    def _divided(self, value: ir.Value) -> dict[ir.Node, int]:
+        readers, whole = value.consumers(), self._bytes(value) or 0
+        if len(readers) > 1 and not self._foldable.issuperset(readers):
+            return {}
+        sizes = [sum(static_bytes(output) or 0 for output in reader.outputs) for reader in readers]
+        if not all(sizes):
+            sizes = [1] * len(readers)
+        return {reader: whole * size // sum(sizes) for reader, size in zip(readers, sizes, strict=True)}
+
+    @functools.cached_property
+    def _foldable(self) -> set[ir.Node]:
+        """The nodes that depend on constants alone, and produce no graph output."""
+        found = set[ir.Node]()
+        for node in _in_order(self.scope.graph):
+            constant = all(
+                read is None or constant_tensor(read) is not None or read.producer() in found for read in node.inputs
+            )
+            if constant and not any(output.is_graph_output() for output in node.outputs):
+                found.add(node)
+        return found
 
     def _sizes(self, node: ir.Node) -> list[int] | None:
-        schema = self._schema(node)
-        assert schema is not None  # nodes of unknown operators were sorted out
-        return result_bytes(node, schema, self._tensor, self.scope.opset_imports, self.model.ir_version)
+        return result_bytes(node, self._tensor, self.scope.opset(node.domain))
 
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         """The schema of a node's operator, None where ONNX does not define it or the model does so itself."""

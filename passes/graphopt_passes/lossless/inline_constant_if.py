@@ -6,6 +6,13 @@ The nodes of the branch move before the If. Names that the branch shares with an
 fresh, since they now live among those of the graph around it. Initializers of the branch move to that graph, too.
 Outputs of the If are replaced by what the branch gives for them; an Identity remains where that value cannot take over
 the name of a graph output: a constant, or one value of the branch for two outputs.
+
+A condition is constant, too, where one of the branches cannot be the right one: its results have a rank that those who
+read them do not take. Exporters write `x.squeeze(1)` as If(dim 1 is 1) {Squeeze(x)} {x}, even in front of a Conv:
+
+    y = If(c) {then: rank 2} {else: rank 3}, z = Conv(y, w: rank 3)        ->        c = false
+
+With the other value of c the model would fail, so every If that reads c in this graph may take c for constant.
 """
 
 from __future__ import annotations
@@ -15,10 +22,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.surgery import add_constant
 from graphopt.ir.walk import all_graphs
+from graphopt_passes.lossless.required_rank import required_rank
 from graphopt_passes.rewriting import Done, Outcome, Rule, RulePass, Site
 
 
@@ -29,8 +38,38 @@ class InlineConstantIf(RulePass):
     name: ClassVar[str] = "inline-constant-if"
 
     def rules(self) -> Sequence[Rule]:
-        """One rule."""
-        return [_Inline()]
+        """Finding conditions that must be constant, and inlining."""
+        return [_Inline(), _Decide()]
+
+
+class _Decide(Rule):
+    """Make a condition constant, since one of the branches gives what cannot be read."""
+
+    roots: ClassVar[frozenset[str]] = frozenset({"If"})
+
+    def rewrite(self, node: ir.Node, site: Site) -> Outcome:
+        """Decide the condition of `node`, for it and for others that read the same one."""
+        condition = node.inputs[0]
+        if condition is None or site.constant(condition) is not None or site.scope.is_function:
+            return None
+        possible = [taken for taken, name in ((True, "then_branch"), (False, "else_branch")) if _fits(node, name, site)]
+        if len(possible) != 1:
+            return None
+        readers = [use.node for use in condition.uses() if use.node.op_type == "If" and site.graph_of(use.node)]
+        decided = [reader for reader in readers if site.may_touch(reader)]
+        for reader in decided:
+            constant = site.new_constant(np.array(possible[0]), f"{reader.outputs[0].name}_condition", reader)
+            site.set_inputs(reader, [constant])
+        return Done(f"its condition must be {possible[0]}, for the rank of its result", tuple(decided))
+
+
+def _fits(node: ir.Node, branch: str, site: Site) -> bool:
+    """Whether the results of a branch may have the ranks that readers of the If require."""
+    for output, result in zip(node.outputs, node.attributes[branch].as_graph().outputs, strict=True):
+        required = None if result.shape is None else required_rank(output, site)
+        if required is not None and result.shape is not None and len(result.shape) != required:
+            return False
+    return True
 
 
 class _Inline(Rule):

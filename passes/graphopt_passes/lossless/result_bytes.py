@@ -8,11 +8,12 @@ operators have extents that depend on every element, but cannot pass a bound.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import onnx
 import onnx_ir as ir
 
+from graphopt.analysis import facts, onnx_inference
+from graphopt.analysis.call import Call
 from graphopt.ir.tensors import raw_size
 
 _SMALL = 4096
@@ -35,64 +36,54 @@ def static_bytes(value: ir.Value) -> int | None:
     return tensor_bytes(value.type.dtype, value.shape.numpy())
 
 
-def result_bytes(
-    node: ir.Node, schema: onnx.defs.OpSchema, tensor_of: TensorOf, opset_imports: Mapping[str, int], ir_version: int
-) -> list[int] | None:
+def result_bytes(node: ir.Node, tensor_of: TensorOf, version: int) -> list[int] | None:
     """Bytes of each output that `node` has, or None where one cannot be told.
 
     Args:
         node: all its inputs are constant.
-        schema: of its operator.
         tensor_of: the tensor of an input.
-        opset_imports: domain to version.
-        ir_version: of the model.
+        version: of the operators of its domain.
     """
     present = [output for output in node.outputs if output.name]
     known = [static_bytes(output) for output in present]
     if None not in known:
         return [size for size in known if size is not None]
-    tensors = {read: tensor_of(read) for read in node.inputs if read is not None}
-    if any(tensor is None for tensor in tensors.values()):
+    tensors = [None if read is None else tensor_of(read) for read in node.inputs]
+    held = [tensor for tensor in tensors if tensor is not None]
+    if len(held) < sum(read is not None for read in node.inputs):
         return None
-    held = {read.name or "": tensor for read, tensor in tensors.items() if tensor is not None}
     if node.op_type in _ROWS_OF_INDICES:
-        bound = max(tensor.size * max(len(tensor.shape), 1) for tensor in held.values()) * 8
+        bound = max(tensor.size * max(len(tensor.shape), 1) for tensor in held) * 8
         return [bound] * len(present)
-    inferred = _infer(node, schema, held, opset_imports, ir_version)
-    sizes = [_bytes_of_proto(inferred.get(output.name or "")) for output in present]
+    sizes = [
+        size for size, output in zip(_inferred_bytes(node, tensors, version), node.outputs, strict=True) if output.name
+    ]
     return None if None in sizes else [size for size in sizes if size is not None]
 
 
-def _infer(
-    node: ir.Node,
-    schema: onnx.defs.OpSchema,
-    tensors: Mapping[str, ir.TensorProtocol],
-    opset_imports: Mapping[str, int],
-    ir_version: int,
-) -> Mapping[str, onnx.TypeProto]:
-    types = {
-        name: onnx.helper.make_tensor_type_proto(int(tensor.dtype), tensor.shape.numpy())
-        for name, tensor in tensors.items()
-    }
-    data = {
-        name: ir.serde.serialize_tensor(tensor)
-        for name, tensor in tensors.items()
-        if tensor.size <= _SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT)
-    }
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opset_imports.items()]
-    proto = ir.serde.serialize_node(node)
+def _inferred_bytes(node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], version: int) -> list[int | None]:
+    call = Call(
+        domain=node.domain,
+        op_type=node.op_type,
+        version=version,
+        attributes=node.attributes,
+        inputs=tuple(None if tensor is None else facts.of_tensor(tensor) for tensor in tensors),
+        contents=tuple(None if tensor is None or not _is_small(tensor) else tensor.numpy() for tensor in tensors),
+        outputs=tuple(bool(output.name) for output in node.outputs),
+    )
     try:
-        return onnx.shape_inference.infer_node_outputs(
-            schema, proto, types, data, opset_imports=imports, ir_version=ir_version
-        )
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
-        return {}  # the node is wrong, or its operator infers nothing
+        return [_fact_bytes(fact) for fact in onnx_inference.infer(call)]
+    except onnx_inference.InferenceError:
+        return [None] * len(node.outputs)  # the node is wrong, which others will say
 
 
-def _bytes_of_proto(proto: onnx.TypeProto | None) -> int | None:
-    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
+def _is_small(tensor: ir.TensorProtocol) -> bool:
+    return tensor.size <= _SMALL and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.FLOAT)
+
+
+def _fact_bytes(fact: facts.Fact) -> int | None:
+    """Bytes of a tensor of which everything is known; None for other values."""
+    if not isinstance(fact.type, ir.TensorType) or fact.dims is None:
         return None
-    dims = proto.tensor_type.shape.dim
-    if not all(dim.HasField("dim_value") for dim in dims):
-        return None
-    return tensor_bytes(ir.DataType(proto.tensor_type.elem_type), [dim.dim_value for dim in dims])
+    numbers = [dim for dim in fact.dims if isinstance(dim, int)]
+    return None if len(numbers) < len(fact.dims) else tensor_bytes(fact.type.dtype, numbers)

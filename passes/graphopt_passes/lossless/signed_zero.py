@@ -66,9 +66,8 @@ def _seen_in(graph: ir.Graph, *, is_body: bool) -> Iterator[ir.Value]:
         if node.domain != "" or next(subgraphs(node), None) is not None:
             yield from (read for read in node.inputs if read is not None)
         elif node.op_type in _OBSERVED:
-            read = node.inputs[_OBSERVED[node.op_type]]
-            if read is not None:
-                yield read
+            index = _OBSERVED[node.op_type]  # a node that is about to be removed reads nothing any more
+            yield from (read for read in node.inputs[index : index + 1] if read is not None)
 
 
 def _absorbs(node: ir.Node) -> bool:

@@ -4,8 +4,9 @@ With l ≤ h, clip(x; l, h) = min(max(x, l), h), and Relu is clip(x; 0, ∞). Tw
 
     clip(clip(x; a, b); c, d) = clip(x; min(max(a, c), d), min(max(b, c), d))
 
-since each is monotonous and constant outside of its bounds. A bound that is left out is infinite. Where a lower bound
-is above the upper one nothing is merged. NaN stays NaN in all of them.
+since each is monotonous and constant outside of its bounds. A bound that is left out is the largest or smallest finite
+number of the type, so that Clip makes infinities finite, while Relu does not. Where a lower bound is above the upper one
+nothing is merged. NaN stays NaN in all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _INPUTS_SINCE = 11
 
 
 class Bounds(NamedTuple):
-    """Lower and upper bound; infinite where there is none."""
+    """Lower and upper bound."""
 
     low: float
     high: float
@@ -65,16 +66,24 @@ def _bounds(node: ir.Node, site: Site) -> Bounds | None:
     """The bounds of a Clip or Relu; None where they are not known, or the lower one is above the upper one."""
     if node.op_type == "Relu":
         return Bounds(0, math.inf)
+    numbers: list[float | None]
     if site.opset < _INPUTS_SINCE:
-        low = node.attributes.get_float("min", -math.inf)
-        high = node.attributes.get_float("max", math.inf)
+        numbers = [node.attributes.get_float("min"), node.attributes.get_float("max")]
     else:
         numbers = [_number(node, index, site) for index in (1, 2)]
-        low, high = (absent if number is None else number for number, absent in zip(numbers, _OPEN, strict=True))
+    low, high = (
+        left_out if number is None else number for number, left_out in zip(numbers, _limits(node), strict=True)
+    )
     return Bounds(low, high) if low <= high else None
 
 
-_OPEN = Bounds(-math.inf, math.inf)
+def _limits(node: ir.Node) -> Bounds:
+    """The bounds that a Clip has when they are left out; NaN where its type is not known."""
+    x = node.inputs[0]
+    if x is None or x.dtype is None:
+        return Bounds(math.nan, math.nan)
+    low, high = (limit if isinstance(limit, int) else limit.item() for limit in (x.dtype.min, x.dtype.max))
+    return Bounds(low, high)
 
 
 def _number(node: ir.Node, index: int, site: Site) -> float | None:
@@ -87,21 +96,25 @@ def _number(node: ir.Node, index: int, site: Site) -> float | None:
 
 def _give(node: ir.Node, nodes: tuple[ir.Node, ...], bounds: Bounds, site: Site) -> None:
     """Make `bounds` those of `node`, a Clip, with constants that `nodes` read already where there are such."""
-    pairs = zip(("min", "max"), bounds, strict=True)
     if site.opset < _INPUTS_SINCE:
-        node.attributes.update({name: ir.AttrFloat32(name, bound) for name, bound in pairs if math.isfinite(bound)})
+        node.attributes.update({"min": ir.AttrFloat32("min", bounds.low), "max": ir.AttrFloat32("max", bounds.high)})
         return
-    inputs = [_constant(bound, nodes, i, name, site) for i, (name, bound) in enumerate(pairs, start=1)]
+    inputs = [_constant(bounds, index, nodes, site) for index in (1, 2)]
     site.set_inputs(node, [node.inputs[0], *inputs])
 
 
-def _constant(bound: float, nodes: tuple[ir.Node, ...], index: int, name: str, site: Site) -> ir.Value | None:
-    clips = [node for node in nodes if node.op_type == "Clip"]
-    for clip in clips:
-        if _number(clip, index, site) == bound:
+def _constant(bounds: Bounds, index: int, nodes: tuple[ir.Node, ...], site: Site) -> ir.Value | None:
+    """What a Clip reads as input `index` to have one of `bounds`."""
+    bound, before = bounds[index - 1], nodes[0]
+    for clip in nodes:
+        if clip.op_type == "Clip" and _number(clip, index, site) == bound:
             return clip.inputs[index]
-    if math.isinf(bound):
+    if bound == _limits(before)[index - 1]:
         return None
-    known = next(tensor for clip in clips for value in clip.inputs[1:] if (tensor := site.constant(value)) is not None)
-    before = nodes[0]
-    return site.new_constant(np.array(bound, known.dtype.numpy()), f"{before.outputs[0].name}_{name}", before)
+    known = (site.constant(value) for clip in nodes if clip.op_type == "Clip" for value in clip.inputs[1:])
+    x = before.inputs[0]
+    dtype = next((tensor.dtype for tensor in known if tensor is not None), None if x is None else x.dtype)
+    assert dtype is not None  # otherwise the bounds would not be known
+    return site.new_constant(
+        np.array(bound, dtype.numpy()), f"{before.outputs[0].name}_{('min', 'max')[index - 1]}", before
+    )
