@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,18 +20,17 @@ import graphopt
 from graphopt.errors import NotAvailableError, OptionError
 from graphopt.ir import emit
 from graphopt.lift import Lifted, ModelLike, lift
-from graphopt.report.model import Comparison, Input, Report
+from graphopt.report.model import Comparison, Report
 
 if TYPE_CHECKING:
-    from graphopt.pipeline.manager import Tools
-    from graphopt.pipeline.records import RunRecord
+    from graphopt.pipeline.instruments import Instrument
     from graphopt.pricing import Cost
-    from graphopt.runtime.equivalence import Equivalence, Verdict
-    from graphopt.runtime.latency import Latency
 
 __all__ = ["Comparison", "Result", "compare", "cost", "load", "optimize"]
 
 Shapes = Mapping[str, Sequence[int]]
+Metric = str | Callable[..., float] | None
+Normalize = str | Mapping[str, Any] | None
 Progress = Callable[[str, float, float], None]
 """`progress(step, done, total)`: how far the step that is called `step` has come."""
 
@@ -92,7 +89,7 @@ class Result:
             progress=progress if self._progress is not None else None,
         )
         size = sum(file.stat().st_size for file in files)
-        self.report.after = dataclasses.replace(self.report.after, bytes=size)
+        self.report.written_bytes = size
 
 
 def optimize(
@@ -102,7 +99,9 @@ def optimize(
     preset: str | None = None,
     data: Any = None,
     eval_data: Any = None,
-    metric: Any = None,
+    metric: Metric = None,
+    normalize: Normalize = None,
+    calibration_samples: int | None = None,
     budget: Mapping[str, Any] | None = None,
     max_drop: float | None = None,
     plan: Any = None,
@@ -118,6 +117,8 @@ def optimize(
     provider: str | None = None,
     verify: Literal["touched", "full"] = "touched",
     provenance: bool = True,
+    price_passes: bool = True,
+    announce: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Rewrite a model; the input is never changed.
@@ -126,15 +127,18 @@ def optimize(
         model: a path, `onnx.ModelProto`, `onnx_ir.Model`, `onnx_graphsurgeon.Graph` or `torch.onnx.ONNXProgram`.
         pipeline: passes in order, as text (`graphopt passes` lists them). Default: the preset `lossless`.
         preset: the name of a pipeline, instead of one.
-        data: calibration samples, for passes that read them.
-        eval_data: samples for the final measurement. Not available yet.
-        metric: what quality is measured by. Not available yet.
+        data: calibration samples, for passes that read them and for the gate: a path, a reader (docs/evaluation.md).
+        eval_data: samples for the final measurement; no decision is based on them.
+        metric: what quality is measured by: a name, `file.py:function`, or a function `f(outputs, labels)`. Default:
+            `top1` for classifiers with labels, else `agreement` or `sqnr` with the original.
+        normalize: what is applied to integer arrays and images, such as "imagenet" or "scale=1/255".
+        calibration_samples: how many samples of `data` are used, 256 by default.
         budget: bounds on macs, params, bytes, memory or latency. Not available yet.
-        max_drop: the accuracy gate. Not available yet.
+        max_drop: the gate: how much worse the metric may get on samples held out of `data`, in its own unit.
         plan: a plan to replay. Not available yet.
         shapes: extents to fix dynamic inputs to, by input name.
         exclude: name, or pattern of names, of nodes that no pass touches.
-        latency: measure onnxruntime's time before and after.
+        latency: measure onnxruntime's time before and after; `max_drop` asks for it too.
         check: compare with the original in onnxruntime; an exact pass that changed the results is rolled back.
         dump: folder for the IR after each pass.
         crash_folder: where the model and pipeline are left that reproduce the failure of a pass.
@@ -144,45 +148,76 @@ def optimize(
         provider: execution provider of onnxruntime, None for the CPU.
         verify: what is verified after a pass: the nodes it touched, or everything.
         provenance: write into the model what made it.
+        price_passes: price the model after each pass, for the report. A run of which nobody reads that is faster without.
+        announce: told the pipeline as it was understood, before the first pass runs.
         progress: told how far long steps have come.
 
     Raises:
+        TargetNotMetError: the gate does not hold.
         GraphoptError: with one message that says what is wrong and where.
     """
     started = time.perf_counter()
-    _refuse(eval_data=eval_data, metric=metric, budget=budget, max_drop=max_drop, plan=plan, device=device)
+    _refuse(budget=budget, plan=plan, device=device)
     if pipeline is not None and preset is not None:
         raise OptionError("--preset and --pipeline exclude each other; a preset's name may stand in a pipeline")
+    if max_drop is not None and pipeline is None and preset is None:
+        raise NotAvailableError(
+            f"--max-drop without passes to gate is not available in graphopt {graphopt.__version__}; name them with -p "
+            "or --preset"
+        )
     from graphopt.pipeline.base import PassContext
-    from graphopt.pipeline.instruments import Dump, Steps
     from graphopt.pipeline.manager import Manager
     from graphopt.pipeline.pipeline import Pipeline
     from graphopt.pipeline.registry import Registry
+    from graphopt.pipeline.tools import tools_for
+    from graphopt.planning.study import Request, Study
+    from graphopt.report import assembly
     from graphopt.runtime.evaluate import evaluate
+    from graphopt.runtime.original import Original
 
     registry = Registry()
-    passes = Pipeline.parse(pipeline if pipeline is not None else preset or "lossless", registry)
+    text = pipeline if pipeline is not None else preset or "lossless"
+    passes = Pipeline.parse(text, registry).completed(registry)
+    request = Request(data, eval_data, metric, max_drop, normalize, calibration_samples)
+    request.require(passes)
+    timed = latency or max_drop is not None
     lifted = lift(model, shapes=shapes)
-    original = _Original(lifted, seed, threads, provider)
+    study = Study(request, lifted, seed=seed, threads=threads, provider=provider)
+    original = Original(lifted, seed=seed, threads=threads, provider=provider)
+    study.prepare(original, passes, timed=timed)
+    if announce is not None:
+        announce(str(passes))
     manager = Manager(
         registry=registry,
-        context=PassContext(seed=seed, threads=threads, exclude=_pattern(exclude), evaluate=evaluate),
-        tools=_tools(lifted, original.expect_comparison().verdict if check else None),
-        instruments=[*([Dump(Path(dump))] if dump is not None else []), *([Steps(progress)] if progress else [])],
+        context=PassContext(
+            seed=seed,
+            threads=threads,
+            exclude=_pattern(exclude),
+            evaluate=evaluate,
+            evidence=study.evidence(progress),
+        ),
+        tools=tools_for(lifted, original.expect_comparison().verdict if check else None, price_passes=price_passes),
+        instruments=_instruments(dump, progress),
         crash_folder=Path(crash_folder),
         verify_all=verify == "full",
         provenance=provenance,
     )
     record = manager.run(lifted.model, passes)
-    warnings = [*lifted.warnings, *record.warnings]
-    if data is not None:
-        warnings.append("no pass of this pipeline reads data: --data was not used")
-    measured = original.latency(record.model, progress) if latency else None
-    report = _report(lifted, record, original.last, measured, warnings)
+    gate = study.pass_gate(original, record.model, progress)
+    measured = original.latency(record.model, study.samples, progress) if timed else None
+    evaluated = study.evaluate(original, record.model, progress)
+    report = assembly.report_of(
+        lifted,
+        record,
+        check=original.last,
+        latency=measured,
+        data=None if study.samples is None else assembly.data_of(data, study.samples, study.held_out),
+        quality=assembly.quality_of(evaluated, gate, len(study.calibration or ())),
+        warnings=[*lifted.warnings, *study.warnings, *record.warnings],
+    )
     if provenance:
-        _sign(record.model, report)
+        assembly.sign(record.model, report)
     report.seconds = time.perf_counter() - started
-    report.peak_rss_bytes = peak_rss_bytes()
     return Result(record.model, report, _files(lifted), bool(shapes), progress)
 
 
@@ -213,7 +248,8 @@ def compare(
     model: ModelLike,
     *,
     data: Any = None,
-    metric: Any = None,
+    metric: Metric = None,
+    normalize: Normalize = None,
     latency: bool = False,
     shapes: Shapes | None = None,
     device: str | None = None,
@@ -227,8 +263,9 @@ def compare(
     Args:
         reference: the model that counts as right, as `optimize` takes it.
         model: the other one.
-        data: samples to compare on. Not available yet.
-        metric: what quality is measured by. Not available yet.
+        data: samples to measure the metric of both on, and how near the outputs are.
+        metric: as for `optimize`.
+        normalize: as for `optimize`.
         latency: measure onnxruntime's time of both.
         shapes: extents to fix dynamic inputs to, by input name.
         device: device profile to price by. Not available yet.
@@ -238,23 +275,38 @@ def compare(
         progress: told how far long steps have come.
 
     Raises:
-        GraphoptError: one of the models is not valid, or cannot be run where time is measured.
+        GraphoptError: one of the models is not valid, or cannot be run where time or quality is measured.
     """
-    _refuse(data=data, metric=metric, device=device)
-    from graphopt.pricing import price
+    _refuse(device=device)
+    from graphopt.planning.study import open_comparison
+    from graphopt.report import assembly
+    from graphopt.runtime import quality
+    from graphopt.runtime.original import Original, source_of
 
     first, second = lift(reference, shapes=shapes), lift(model, shapes=shapes)
-    original = _Original(first, seed, threads, provider).expect_comparison()
-    measured = original.latency(second.model, progress) if latency else None
-    before, after = (price(lifted.model, shapes=shapes) for lifted in (first, second))
-    return Comparison(
-        reference=_input(first),
-        model=_input(second),
-        before=_measured(before, first, measured.before_ms if measured else None),
-        after=_measured(after, second, measured.after_ms if measured else None),
+    samples = open_comparison(data, first.model, metric=metric, normalize=normalize, seed=seed)
+    original = Original(first, seed=seed, threads=threads, provider=provider).expect_comparison()
+    measured = None
+    if samples is not None:
+        told = None if progress is None else lambda done: progress("evaluation", done, 1.0)
+        measured = quality.measure(
+            original.source,
+            [source_of(second)],
+            samples,
+            metric,
+            seed=seed,
+            threads=threads,
+            provider=provider,
+            progress=told,
+        )[0]
+    return assembly.comparison_of(
+        first,
+        second,
         check=original.verdict(second.model),
-        latency=measured,
-        warnings=[*first.warnings, *second.warnings],
+        latency=original.latency(second.model, samples, progress) if latency else None,
+        data=None if samples is None else assembly.data_of(data, samples),
+        quality=assembly.quality_of(measured),
+        warnings=[] if samples is None else samples.warnings,
     )
 
 
@@ -267,12 +319,6 @@ def load(model: ModelLike, *, shapes: Shapes | None = None) -> ir.Model:
     return lift(model, shapes=shapes).model
 
 
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _refuse(**wanted: Any) -> None:
     """Raise NotAvailableError for the first argument that this version cannot serve."""
     for name, value in wanted.items():
@@ -281,126 +327,18 @@ def _refuse(**wanted: Any) -> None:
             raise NotAvailableError(f"{option} is not available in graphopt {graphopt.__version__}")
 
 
+def _instruments(dump: str | os.PathLike[str] | None, progress: Progress | None) -> list[Instrument]:
+    """What watches the run."""
+    from graphopt.pipeline.instruments import Dump, Steps
+
+    found: list[Instrument] = [] if dump is None else [Dump(Path(dump))]
+    return found if progress is None else [*found, Steps(progress)]
+
+
 def _pattern(exclude: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
     return re.compile(re.escape(exclude)) if isinstance(exclude, str) else exclude
-
-
-class _Original:
-    """The model as it was given, for comparing and timing."""
-
-    def __init__(self, lifted: Lifted, seed: int, threads: int, provider: str | None) -> None:
-        self._lifted = lifted
-        self._seed = seed
-        self._threads = threads
-        self._provider = provider
-        self._equivalence: Equivalence | None = None
-        self.last: Verdict | None = None
-
-    def expect_comparison(self) -> _Original:
-        """Read what comparing needs of the lifted model, before any pass changes it; the original runs later."""
-        from graphopt.runtime.equivalence import Equivalence
-
-        self._equivalence = Equivalence(
-            self._lifted.model,
-            source=lambda: self.source,
-            seed=self._seed,
-            threads=self._threads,
-            provider=self._provider,
-        )
-        return self
-
-    @property
-    def source(self) -> Any:
-        """What to run: the file itself where there is one, which no defect of ours can have touched."""
-        fixed = self._lifted.fixed
-        return self._lifted.source.path if self._lifted.source.path is not None and not fixed else self._lifted.relift()
-
-    def verdict(self, candidate: ir.Model) -> Verdict:
-        """Compare `candidate` with the original on seeded inputs."""
-        assert self._equivalence is not None
-        self.last = self._equivalence.verdict(candidate)
-        return self.last
-
-    def latency(self, candidate: ir.Model, progress: Progress | None) -> Latency:
-        """Time the original and `candidate` in turn."""
-        from graphopt.runtime.inputs import candidate_inputs
-        from graphopt.runtime.latency import measure
-
-        return measure(
-            self.source,
-            candidate,
-            candidate_inputs(self._lifted.relift(), seed=self._seed, batch=1),
-            threads=self._threads,
-            provider=self._provider,
-            progress=None if progress is None else lambda done: progress("measuring latency", done, 1.0),
-        )
-
-
-def _tools(lifted: Lifted, equivalent: Callable[[ir.Model], Verdict] | None) -> Tools:
-    from graphopt.analysis import meaning, opset
-    from graphopt.analysis import shapes as inference
-    from graphopt.ir.verify import verify
-    from graphopt.pipeline.manager import Tools
-    from graphopt.pricing import Pricer
-
-    pricer = Pricer(shapes=lifted.fixed)
-    return Tools(
-        verify_structure=verify,
-        infer=inference.infer,
-        verify_meaning=meaning.check,
-        save=lambda model, path: emit.emit(model, path, fixed_shapes=bool(lifted.fixed)),
-        upgrade=opset.upgrade,
-        price=lambda model, touched: pricer.price(model, touched=touched),
-        equivalent=equivalent,
-        relift=lifted.relift,
-    )
-
-
-def _input(lifted: Lifted) -> Input:
-    source = lifted.source
-    path = None if source.path is None else str(source.path)
-    return Input(path, source.sha256, source.bytes, tuple(map(str, source.external_files)))
-
-
-def _measured(cost: Cost, lifted: Lifted, latency_ms: float | None) -> Cost:
-    """A cost with what the source itself says: its size on disk, and its measured time."""
-    return dataclasses.replace(cost, bytes=lifted.source.bytes, latency_ms=latency_ms)
 
 
 def _files(lifted: Lifted) -> tuple[Path, ...]:
     own = () if lifted.source.path is None else (lifted.source.path,)
     return (*own, *lifted.source.external_files)
-
-
-def _report(
-    lifted: Lifted, record: RunRecord, check: Verdict | None, measured: Latency | None, warnings: list[str]
-) -> Report:
-    from graphopt.pricing import Pricer, price
-
-    before = record.passes[0].before if record.passes else None
-    after = record.passes[-1].after if record.passes else None
-    if before is None or after is None:
-        before = after = Pricer(shapes=lifted.fixed).price(record.model)
-    before = _measured(before, lifted, None if measured is None else measured.before_ms)
-    after = dataclasses.replace(after, latency_ms=None if measured is None else measured.after_ms)
-    return Report(
-        graphopt=graphopt.__version__,
-        input=_input(lifted),
-        pipeline=record.pipeline,
-        before=before,
-        after=after,
-        passes=record.passes,
-        nodes=lambda: tuple(
-            price(model, shapes=lifted.fixed, per_node=True).per_node for model in (lifted.relift(), record.model)
-        ),
-        check=check,
-        latency=measured,
-        warnings=warnings,
-    )
-
-
-def _sign(model: ir.Model, report: Report) -> None:
-    """Write into the model what made it."""
-    model.metadata_props["graphopt.version"] = report.graphopt
-    model.metadata_props["graphopt.pipeline"] = report.pipeline
-    model.metadata_props["graphopt.source"] = f"sha256:{report.input.sha256}"

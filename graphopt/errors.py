@@ -55,6 +55,10 @@ class RuntimeFailureError(GraphoptError):
     """onnxruntime cannot load or run the model. The message holds its reason."""
 
 
+class DataError(GraphoptError):
+    """Samples are missing, cannot be read, or do not fit the model or the metric. The message names the option."""
+
+
 class TargetNotMetError(GraphoptError):
     """The gate or the budget cannot be met; the message says how far it came. Nothing is written."""
 

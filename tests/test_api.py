@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 
 import graphopt
-from graphopt.errors import EmitError, InvalidModelError, NotAvailableError, OptionError, PipelineError
+from graphopt.errors import DataError, EmitError, InvalidModelError, NotAvailableError, OptionError, PipelineError
 
 MODELS = Path(__file__).parent.parent / "models"
 RESIDUAL = MODELS / "residual.onnx"
@@ -157,8 +157,9 @@ def test_latency_is_measured_on_request_only() -> None:
         ({"pipeline": "fold-constants", "preset": "lossless"}, OptionError, "exclude each other"),
         ({"budget": {"macs": 0.5}}, NotAvailableError, "--budget"),
         ({"max_drop": 0.01}, NotAvailableError, "--max-drop"),
-        ({"eval_data": "e.npz"}, NotAvailableError, "--eval-data"),
-        ({"preset": "int8"}, NotAvailableError, "int8"),
+        ({"eval_data": "e.npz"}, DataError, "--eval-data: there is no file or folder e.npz"),
+        ({"pipeline": "lossless", "max_drop": 0.01}, DataError, "--max-drop needs samples .* -d FILE.npz"),
+        ({"preset": "small"}, NotAvailableError, "small"),
         ({"shapes": {"nothing": [1]}}, OptionError, "nothing"),
     ],
 )

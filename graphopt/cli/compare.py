@@ -1,4 +1,4 @@
-"""`graphopt compare`: two models side by side, and whether they compute the same."""
+"""`graphopt compare`: two models side by side, whether they compute the same, and how well each does on samples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from graphopt.cli.progress import progress_bars
 def compare(reference: Path, model: Path, **values: Any) -> None:
     """Hold MODEL against REFERENCE.
 
-    Prints the costs of both side by side, and whether they compute the same on seeded inputs.
+    Prints the costs of both side by side, whether they compute the same on seeded inputs, and with -d the metric of both
+    and how near the outputs of MODEL are.
     """
     settings = Settings.read(values)
     if settings.provider is not None:
@@ -44,6 +45,7 @@ def compare(reference: Path, model: Path, **values: Any) -> None:
             model,
             data=settings.data,
             metric=settings.metric,
+            normalize=settings.normalize,
             latency=settings.latency,
             shapes=settings.shape or None,
             device=settings.device,

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from fractions import Fraction
 
 import click
 
+from graphopt.errors import OptionError
+
 METRICS = ("top1", "top5", "auc", "f1", "mse", "mae", "cosine", "sqnr", "kl", "agreement")
-NORMALIZE_PRESETS = ("imagenet", "tf", "caffe")
-NORMALIZE_KEYS = ("scale", "mean", "std")
 
 _COUNTS, _BYTES, _TIMES = ("k", "M", "G", "T"), ("B", "kB", "MB", "GB", "KiB", "MiB", "GiB"), ("us", "µs", "ms", "s")
 BUDGET_UNITS = {"macs": _COUNTS, "params": _COUNTS, "bytes": _BYTES, "memory": _BYTES, "latency": _TIMES}
@@ -59,22 +58,15 @@ def metric(text: str) -> str:
     return text
 
 
-def normalize(text: str) -> str | dict[str, tuple[float, ...]]:
-    """`scale=1/255,mean=a:b:c,std=a:b:c` to lists of numbers by key; the name of a preset stays one."""
-    if text in NORMALIZE_PRESETS:
-        return text
-    found: dict[str, tuple[float, ...]] = {}
-    for part in text.split(","):
-        key, _, numbers = (word.strip() for word in part.partition("="))
-        if key not in NORMALIZE_KEYS or key in found:
-            raise click.BadParameter(f"'{part}': write scale=1/255,mean=a:b:c,std=a:b:c, or imagenet, tf, caffe")
-        try:
-            found[key] = tuple(float(Fraction(number)) for number in numbers.split(":"))
-        except (ValueError, ZeroDivisionError):
-            raise click.BadParameter(f"'{numbers}' is no list of numbers a:b:c (1/255 is one)") from None
-    if 0.0 in found.get("std", ()):
-        raise click.BadParameter("std holds a zero")
-    return found
+def normalize(text: str) -> str:
+    """The text itself, once `graphopt.data` can read it."""
+    from graphopt.data.normalization import parse_normalize
+
+    try:
+        parse_normalize(text)
+    except OptionError as error:
+        raise click.BadParameter(str(error).removeprefix("--normalize: ")) from None
+    return text
 
 
 def pattern(text: str) -> str:

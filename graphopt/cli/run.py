@@ -55,7 +55,9 @@ def run(model: Path, **values: Any) -> None:
 
 def _optimize(model: Path, target: Path, settings: Settings) -> Result:
     from graphopt import api
+    from graphopt.report import terminal
 
+    shown = table_console(settings)
     with progress_bars(not settings.quiet) as progress:
         return api.optimize(
             model,
@@ -67,6 +69,8 @@ def _optimize(model: Path, target: Path, settings: Settings) -> Result:
             data=settings.data,
             eval_data=settings.eval_data,
             metric=settings.metric,
+            normalize=settings.normalize,
+            calibration_samples=settings.calibration_samples,
             shapes=settings.shape or None,
             exclude=either_name_or_regex(settings.exclude),
             latency=settings.latency,
@@ -79,6 +83,8 @@ def _optimize(model: Path, target: Path, settings: Settings) -> Result:
             provider=settings.provider,
             verify=settings.verify,
             provenance=not settings.no_provenance,
+            price_passes=shown is not None or settings.json is not None or settings.report is not None,
+            announce=None if shown is None else lambda pipeline: terminal.print_pipeline(pipeline, shown),
             progress=progress,
         )
 

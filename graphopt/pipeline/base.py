@@ -23,6 +23,8 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.pipeline.evidence import Evidence
+
 Evaluate: TypeAlias = Callable[[ir.Model], Sequence[ir.TensorProtocol]]
 """Runs a model that has no inputs and returns its outputs; raises RuntimeFailureError where the runtime cannot."""
 
@@ -63,16 +65,22 @@ class PassContext:
         seed: of everything random; two runs of a pass under one context do the same, which rollback relies on.
         threads: threads that the runtime may use.
         exclude: names of nodes that no pass touches.
+        keep: names and operators of nodes that the pass at hand leaves alone, by an option of its own.
         evaluate: runs a small model without inputs; None where there is no runtime.
+        evidence: calibration samples and the runtime to ask them with; None where there is no data.
     """
 
     seed: int = 0
     threads: int = 1
     exclude: re.Pattern[str] | None = None
+    keep: frozenset[str] = frozenset()
     evaluate: Evaluate | None = None
+    evidence: Evidence | None = None
 
     def excluded(self, node: ir.Node) -> bool:
-        """Whether the user asked that no pass touches `node` (`--exclude`)."""
+        """Whether the user asked that the pass does not touch `node`."""
+        if node.op_type in self.keep or node.name in self.keep:
+            return True
         return self.exclude is not None and bool(node.name) and self.exclude.fullmatch(node.name or "") is not None
 
     def rng(self) -> np.random.Generator:
@@ -87,13 +95,29 @@ class Pass(abc.ABC):
         name: what the pass is called in pipelines.
         exact: whether the result computes the same as before, up to rounding; such passes are checked in the runtime.
         requires: names of passes that must have run before; the manager inserts what is missing.
-        min_opset: the model's opset is raised to this version before the pass runs.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ()
-    min_opset: ClassVar[int] = 1
+
+    @property
+    def min_opset(self) -> int:
+        """The model's opset is raised to this version before the pass runs; said like `needs_data`."""
+        return 1
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot run without `context.evidence`; a run without data then stops before any work.
+
+        A pass that always does says `needs_data: ClassVar[bool] = True`; a property may look at the options.
+        """
+        return False
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it asks `context.evidence` where there is data, though it may do without; said like `needs_data`."""
+        return self.needs_data
 
     @abc.abstractmethod
     def run(self, model: ir.Model, context: PassContext) -> PassResult:

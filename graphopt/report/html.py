@@ -49,7 +49,7 @@ def render(report: Report) -> str:
         summary=_summary(report),
         findings="".join(f"<p>{html.escape(line)}</p>" for line in findings(report)),
         passes=_passes(report),
-        remarks=_remarks(report),
+        remarks=_remarks(report) + _exceptions(report),
         nodes=_nodes("Result", after, is_open=True) + _nodes("Original", before, is_open=False),
         version=html.escape(report.graphopt),
         seconds=units.duration(report.seconds),
@@ -85,11 +85,17 @@ def _passes(report: Report) -> str:
 
 
 def _pass_row(
-    name: str, options: str, before: Cost, after: Cost, seconds: str, figures: Sequence[Any], kind: str
+    name: str,
+    options: str,
+    before: Cost | None,
+    after: Cost | None,
+    seconds: str,
+    figures: Sequence[Any],
+    kind: str,
 ) -> str:
     cells = [_cell(name), _cell(options, text=True)]
     for _, attribute, shown in figures:
-        x, y = getattr(before, attribute), getattr(after, attribute)
+        x, y = getattr(before, attribute, None), getattr(after, attribute, None)
         cells.append(_cell(shown(y), style=_direction(x, y)))
     return _row([*cells, _cell(seconds)], kind)
 
@@ -106,6 +112,27 @@ def _remarks(report: Report) -> str:
             title = f"{html.escape(record.name)} ({len(record.remarks)})"
             parts.append(f"<details><summary>{title}</summary><ul>{items}</ul></details>")
     return "".join(parts) or "<p>None.</p>"
+
+
+def _exceptions(report: Report) -> str:
+    """The convolutions and matrix products of a quantized result that still run in float, the dearest first."""
+    nodes = report.integer.share.exceptions if report.integer is not None else []
+    if not nodes:
+        return ""
+    rows = [
+        _row(
+            [
+                _cell(node.name),
+                _cell(node.op_type, text=True),
+                _cell(units.count(node.macs)),
+                _cell(node.why, text=True),
+            ]
+        )
+        for node in nodes[:NODE_LIMIT]
+    ]
+    table = _table(["node", "operator", "MACs", "why"], rows)
+    summary = f"left in float by onnxruntime ({len(nodes)})"
+    return f'<details><summary>{summary}</summary><div class="scroll">{table}</div></details>'
 
 
 def _nodes(title: str, nodes: Sequence[NodeCost], *, is_open: bool) -> str:
@@ -135,7 +162,7 @@ def _nodes(title: str, nodes: Sequence[NodeCost], *, is_open: bool) -> str:
 
 
 def _table(titles: Sequence[str], rows: Iterable[str], *, sortable: bool = False) -> str:
-    words = ("", "node", "operator", "pass", "options")
+    words = ("", "node", "operator", "pass", "options", "why")
     heads = "".join(
         f'<th class="text">{title}</th>' if title in words else f"<th>{html.escape(title)}</th>" for title in titles
     )

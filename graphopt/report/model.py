@@ -7,18 +7,21 @@ are views of the same objects.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from graphopt.pipeline.records import PassRecord
     from graphopt.pricing import Cost, NodeCost
+    from graphopt.pricing.integer_kernels import IntegerShare
     from graphopt.runtime.equivalence import Verdict
     from graphopt.runtime.latency import Latency
+    from graphopt.runtime.quality import Fidelity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +47,44 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """The accuracy gate: the metric on held-out samples, with its confidence interval after the rewrites."""
+    """The accuracy gate on the held-out samples.
+
+    Attributes:
+        before: the metric of the original.
+        after: that of the result.
+        samples: how many were held out.
+        interval: 90 % confidence interval of `after`, given `before`: `before` plus the interval of the paired difference.
+        max_drop: how much worse the metric was allowed to get.
+    """
 
     before: float
     after: float
     samples: int
     interval: tuple[float, float]
+    max_drop: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The gate as the JSON report holds it."""
+        return {"before": self.before, "after": self.after, "samples": self.samples, "interval": self.interval}
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """The metric before and after, on `samples` samples that no decision was based on."""
+    """The metric before and after: on the evaluation samples, or where there are none on those held out for the gate.
+
+    Attributes:
+        metric: its name.
+        before: of the original.
+        after: of the result.
+        samples: how many it was measured on.
+        calibration_samples: how many the passes could read.
+        gate: where there was one.
+        unit: of the metric.
+        against: what counts as right: labels, or the original's outputs.
+        standard_error: of the paired difference.
+        interval: as that of the gate.
+        fidelity: how near the result's outputs are to the original's.
+    """
 
     metric: str
     before: float
@@ -62,10 +92,65 @@ class Quality:
     samples: int
     calibration_samples: int = 0
     gate: Gate | None = None
+    unit: str = ""
+    against: Literal["labels", "original"] = "labels"
+    standard_error: float | None = None
+    interval: tuple[float, float] | None = None
+    fidelity: Fidelity | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The quality as the JSON report holds it."""
+        return {
+            "metric": self.metric,
+            "before": self.before,
+            "after": self.after,
+            "samples": self.samples,
+            "calibration_samples": self.calibration_samples,
+            "gate": None if self.gate is None else self.gate.to_dict(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The samples that a run or a comparison was given.
+
+    Attributes:
+        source: what the user named; for an object of Python its type.
+        digest: SHA-256 of the source and the normalization.
+        samples: how many of it are used.
+        held_out_samples: how many of these the gate judges by, and no pass reads.
+    """
+
+    source: str
+    digest: str
+    samples: int
+    held_out_samples: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The samples as the JSON report holds them."""
         return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Integer:
+    """What quantization came to in onnxruntime.
+
+    Attributes:
+        share: the multiply-accumulates that run in integer kernels, and what keeps the others in float.
+        size_ratio: bytes of the result's file over those of the original's.
+        latency_ratio: measured time of the result over that of the original, or None where nobody measured.
+        sqnr_db: signal of the original's outputs over their change, or None where there were no samples.
+    """
+
+    share: IntegerShare
+    size_ratio: float
+    latency_ratio: float | None = None
+    sqnr_db: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The proof as the JSON report holds it."""
+        ratios = {"size_ratio": self.size_ratio, "latency_ratio": self.latency_ratio, "sqnr_db": self.sqnr_db}
+        return {**self.share.to_dict(), **ratios}
 
 
 @dataclasses.dataclass
@@ -76,36 +161,55 @@ class Report:
         graphopt: the version that ran.
         input: the model that was read.
         pipeline: the passes as they were understood, as text that `-p` reads.
-        before: cost of the original.
-        after: cost of the result.
+        costs: prices the original and the result; called when one of them is asked for.
         passes: one record per pass, in order.
         nodes: makes the rows per node of the original and of the result, for the page that shows them; pricing every
             node anew is not free.
+        data: the calibration samples, where there are some.
         quality: the metric, where it was measured.
         check: the comparison with the original in onnxruntime, where it was made.
         latency: measured time, where it was asked for.
+        integer: what runs in integer kernels, where the result is quantized.
         plan: what was done where, and why.
         warnings: what the user should know.
         seconds: duration of the whole run.
         peak_rss_bytes: largest resident memory of the process.
         output: the file that was written.
+        written_bytes: its size, external data included.
     """
 
     graphopt: str
     input: Input
     pipeline: str
-    before: Cost
-    after: Cost
+    costs: Callable[[], tuple[Cost, Cost]]
     passes: Sequence[PassRecord] = ()
     nodes: Callable[[], Sequence[Sequence[NodeCost]]] | None = None
+    data: Data | None = None
     quality: Quality | None = None
     check: Verdict | None = None
     latency: Latency | None = None
+    integer: Integer | None = None
     plan: Sequence[dict[str, Any]] = ()
     warnings: Sequence[str] = ()
     seconds: float = 0.0
     peak_rss_bytes: int = 0
     output: str | None = None
+    written_bytes: int | None = None
+
+    @property
+    def before(self) -> Cost:
+        """Cost of the original."""
+        return self._priced[0]
+
+    @property
+    def after(self) -> Cost:
+        """Cost of the result; of what was written, the size is that on disk."""
+        found = self._priced[1]
+        return found if self.written_bytes is None else dataclasses.replace(found, bytes=self.written_bytes)
+
+    @functools.cached_property
+    def _priced(self) -> tuple[Cost, Cost]:
+        return self.costs()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as nested dicts and lists."""
@@ -116,9 +220,12 @@ class Report:
             "pipeline": self.pipeline,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
+            "data": None if self.data is None else self.data.to_dict(),
             "quality": None if self.quality is None else self.quality.to_dict(),
+            "fidelity": _fidelity_dict(self.quality),
             "check": None if self.check is None else self.check.to_dict(),
             "latency": None if self.latency is None else self.latency.to_dict(),
+            "integer": None if self.integer is None else self.integer.to_dict(),
             "passes": [_pass_dict(record) for record in self.passes],
             "plan": list(self.plan),
             "warnings": list(self.warnings),
@@ -147,8 +254,10 @@ class Comparison:
         before: cost of the reference.
         after: cost of the other.
         check: whether they compute the same on seeded inputs.
-        quality: the metric of both, where data was given.
+        data: the samples, where some were given.
+        quality: the metric of both on them.
         latency: measured time, where it was asked for.
+        integer: what runs in integer kernels, where the other is quantized.
         warnings: what the user should know.
     """
 
@@ -157,8 +266,10 @@ class Comparison:
     before: Cost
     after: Cost
     check: Verdict
+    data: Data | None = None
     quality: Quality | None = None
     latency: Latency | None = None
+    integer: Integer | None = None
     warnings: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,8 +280,11 @@ class Comparison:
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "check": self.check.to_dict(),
+            "data": None if self.data is None else self.data.to_dict(),
             "quality": None if self.quality is None else self.quality.to_dict(),
+            "fidelity": _fidelity_dict(self.quality),
             "latency": None if self.latency is None else self.latency.to_dict(),
+            "integer": None if self.integer is None else self.integer.to_dict(),
             "warnings": list(self.warnings),
         }
 
@@ -197,14 +311,19 @@ def cost_dict(cost: Cost, *, per_node: bool) -> dict[str, Any]:
     return found
 
 
+def _fidelity_dict(quality: Quality | None) -> dict[str, Any] | None:
+    """How near the outputs are, beside the quality, whose keys are fixed."""
+    return None if quality is None or quality.fidelity is None else quality.fidelity.to_dict()
+
+
 def _pass_dict(record: PassRecord) -> dict[str, Any]:
     return {
         "name": record.name,
         "options": dict(record.options),
         "seconds": record.seconds,
         "modified": record.modified,
-        "before": record.before.to_dict(),
-        "after": record.after.to_dict(),
+        "before": None if record.before is None else record.before.to_dict(),
+        "after": None if record.after is None else record.after.to_dict(),
         "remarks": [dataclasses.asdict(remark) for remark in record.remarks],
     }
 

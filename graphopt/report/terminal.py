@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from graphopt.pricing import Cost
-    from graphopt.report.model import Comparison, Report
+    from graphopt.report.model import Comparison, Integer, Quality, Report
+    from graphopt.runtime.quality import Fidelity
 
 _PLAIN_WIDTH = 100
 _NAME_LENGTH = 40
 _TEXT_COLUMNS = 2  # the first columns of the node table, aligned to the left
 _LISTED_REMARKS = 8
+_LISTED_EXCEPTIONS = 4
+_LISTED_OUTPUTS = 8
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("nodes", "nodes", lambda number: str(number)),
@@ -41,10 +44,14 @@ def console(file: IO[str]) -> Console:
     return Console(file=file, width=None if file.isatty() else _PLAIN_WIDTH, highlight=False, soft_wrap=False)
 
 
+def print_pipeline(pipeline: str, out: Console) -> None:
+    """The passes of a run that is about to start, as they were understood."""
+    _print_lines([f"pipeline: {pipeline or '(no passes)'}", ""], out)
+    out.file.flush()
+
+
 def print_report(report: Report, out: Console, *, verbose: bool = False) -> None:
-    """The pipeline as it was understood, the table of a run, its verdicts and its warnings."""
-    _print_lines([f"pipeline: {report.pipeline or '(no passes)'}"], out)
-    out.print()
+    """The table of a run, its verdicts and its warnings."""
     out.print(_pass_table(report))
     out.print()
     _print_lines(findings(report), out)
@@ -106,7 +113,8 @@ def _pass_table(report: Report) -> Table:
 
     row("original", [shown(getattr(report.before, name)) for _, name, shown in columns], quality[0], "")
     for record in report.passes:
-        cells = [_changed(record.before, record.after, name, shown) for _, name, shown in columns]
+        priced = record.after is not None
+        cells = [_changed(record.before, record.after, name, shown) if priced else "" for _, name, shown in columns]
         row(_escaped(record.name), cells, "", units.duration(record.seconds), None if record.modified else "dim")
     table.add_section()
     totals = [shown(getattr(report.after, name)) for _, name, shown in columns]
@@ -171,10 +179,10 @@ def _coloured(text: str, before: float | None, after: float | None) -> str:
 
 def findings(subject: Report | Comparison) -> list[str]:
     """One line per verdict: quality, equivalence, latency, unknown costs."""
-    lines = []
+    lines: list[str] = []
     quality, check, latency = subject.quality, subject.check, subject.latency
     if quality is not None:
-        lines.append(f"{quality.metric}: {quality.before:.4g} -> {quality.after:.4g} on {quality.samples} samples")
+        lines += quality_lines(quality)
     if check is not None:
         lines.append(f"same outputs in onnxruntime: {_verdict(check)}")
     if latency is not None:
@@ -184,9 +192,71 @@ def findings(subject: Report | Comparison) -> list[str]:
             f"{latency.ratio:.3f} [{low:.3f}, {high:.3f}] in {latency.rounds} rounds, threads: {latency.threads}, "
             f"inputs: {_shapes(latency.shapes)}"
         )
+    if subject.integer is not None:
+        lines += integer_lines(subject.integer)
     if subject.after.unknown_cost_ops:
         lines.append(_unknown(subject.after))
     return lines
+
+
+def quality_lines(quality: Quality) -> Iterator[str]:
+    """The metric before and after with its interval, the gate, and how near the outputs are."""
+    gate = quality.gate
+    unit = f" {quality.unit}" if quality.unit else ""
+    if gate is None or (gate.samples, gate.before, gate.after) != (quality.samples, quality.before, quality.after):
+        reference = " against the original" if quality.against == "original" else ""
+        error = "" if quality.standard_error is None else f", standard error {quality.standard_error:.2g}"
+        yield (
+            f"{quality.metric}{reference}: {quality.before:.4g} -> {quality.after:.4g}{unit} on {quality.samples} samples"
+            f"{_interval(quality.interval)}{error}"
+        )
+    if gate is not None:
+        allowed = "" if gate.max_drop is None else f", within the drop of {gate.max_drop:g} allowed"
+        yield (
+            f"gate: {quality.metric} {gate.before:.4g} -> {gate.after:.4g}{unit} on {gate.samples} held-out samples"
+            f"{_interval(gate.interval)}{allowed}"
+        )
+    if quality.fidelity is not None:
+        yield from _fidelity_lines(quality.fidelity)
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    from graphopt.runtime.bootstrap import CONFIDENCE
+
+    return "" if interval is None else f", {100 * CONFIDENCE:.0f} % interval {interval[0]:.4g} to {interval[1]:.4g}"
+
+
+def _fidelity_lines(fidelity: Fidelity) -> Iterator[str]:
+    facts = []
+    if fidelity.sqnr_db is not None:
+        facts.append(f"SQNR {fidelity.sqnr_db:.1f} dB")
+    if len(fidelity.outputs) > 1:
+        shown = list(fidelity.outputs.items())[:_LISTED_OUTPUTS]
+        each = [f"'{_end_of(name)}' {decibels:.1f}" for name, decibels in shown]
+        more = [f"{len(fidelity.outputs) - _LISTED_OUTPUTS} more"] if len(fidelity.outputs) > _LISTED_OUTPUTS else []
+        facts.append(f"per output {', '.join([*each, *more])}")
+    if fidelity.agreement is not None:
+        facts.append(f"same class for {100 * fidelity.agreement:.1f} % of samples")
+    if facts:
+        yield f"outputs against the original's: {', '.join(facts)}"
+
+
+def integer_lines(proof: Integer) -> Iterator[str]:
+    """What runs in integer kernels, what that brought, and the dearest nodes that do not."""
+    share, exceptions = proof.share, proof.share.exceptions
+    facts = [f"integer kernels: {100 * share.share:.1f} % of {units.count(share.macs_total)} MACs"]
+    facts.append(f"file x{proof.size_ratio:.2f}")
+    if proof.latency_ratio is not None:
+        facts.append(f"latency x{proof.latency_ratio:.2f}")
+    if proof.sqnr_db is not None:
+        facts.append(f"SQNR {proof.sqnr_db:.1f} dB")
+    if share.conversions:
+        facts.append(f"{share.conversions} conversions between float and integer")
+    yield ", ".join(facts)
+    for node in exceptions[:_LISTED_EXCEPTIONS]:
+        yield f"  in float: {node.op_type} '{_end_of(node.name)}', {units.count(node.macs)} MACs: {node.why}"
+    if len(exceptions) > _LISTED_EXCEPTIONS:
+        yield f"  in float: {len(exceptions) - _LISTED_EXCEPTIONS} more in --json and --report"
 
 
 def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:

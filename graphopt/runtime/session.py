@@ -46,12 +46,20 @@ class SessionOptions:
         threads: threads within an operator.
         provider: execution provider, as "cuda" or "CUDAExecutionProvider"; None is the CPU.
         arena: whether freed memory is kept for the next run.
+        layouts: whether onnxruntime may also change memory layouts, its last level of optimization.
+        save_to: where onnxruntime writes the graph that it runs (see `graphopt.runtime.optimized`).
+        integer: whether quantized operators may run in integer kernels. Otherwise a model with QuantizeLinear and
+            DequantizeLinear is computed as it is written, in float; optimizations else even quantize weights that the
+            model leaves float.
     """
 
     optimize: bool = True
     threads: int = 1
     provider: str | None = None
     arena: bool = True
+    layouts: bool = True
+    save_to: Path | None = None
+    integer: bool = True
 
 
 class Session:
@@ -136,8 +144,17 @@ def _settings(options: SessionOptions) -> Any:
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.enable_cpu_mem_arena = options.arena
+    if not options.integer:
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if not options.optimize:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif not options.layouts:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if options.save_to is not None:
+        settings.optimized_model_filepath = str(options.save_to)
+        weights = {"file_name": f"{options.save_to.name}.data", "min_size_in_bytes": "1024"}
+        for key, value in weights.items():
+            settings.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
     return settings
 
 

@@ -4,8 +4,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
+
+from graphopt.pipeline.options import options_of
+from graphopt.pipeline.pipeline import missing_passes
+from graphopt.pipeline.presets import PRESETS
+from graphopt.pipeline.registry import Registry
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Call
@@ -88,9 +94,27 @@ def test_compare_measures_latency(model: Path, tmp_path: Path, call: Call) -> No
     assert "latency" in outcome.out
 
 
-def test_compare_with_data_or_a_metric_comes_later(model: Path, call: Call) -> None:
-    assert call("compare", model, model, "--metric", "top1").error.startswith("--metric")
-    assert call("compare", model, model, "-d", "eval.npz", "--normalize", "tf").error.startswith("--data")
+def test_compare_with_a_metric_needs_data(model: Path, call: Call) -> None:
+    outcome = call("compare", model, model, "--metric", "sqnr")
+    assert outcome.code == 1
+    assert outcome.error.startswith("--metric needs samples to measure on; give some with -d FILE.npz")
+
+
+def test_compare_on_samples(model: Path, tmp_path: Path, call: Call) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (20, 3, 16, 16), np.uint8))
+    options = ("-d", tmp_path / "x.npy", "--normalize", "scale=1/255", "--json", "-")
+    outcome = call("compare", model, scaled_copy(model, 1.1), *options, "--latency")
+    comparison = json.loads(outcome.out)
+    quality, fidelity = comparison["quality"], comparison["fidelity"]
+    assert (quality["metric"], quality["samples"], quality["gate"]) == ("sqnr", 20, None)
+    assert fidelity["outputs"] == {"y": fidelity["sqnr_db"]}
+    assert fidelity["sqnr_db"] == quality["after"] == pytest.approx(20, abs=2)  # a tenth of the signal, less a bias
+    assert fidelity["agreement"] is None
+    assert comparison["data"]["samples"] == 20
+    assert comparison["latency"]["shapes"] == {"x": [1, 3, 16, 16]}
+    assert "sqnr against the original" in outcome.err
+    cosine = json.loads(call("compare", model, model, *options, "--metric", "cosine").out)["quality"]
+    assert (cosine["before"], cosine["after"]) == (pytest.approx(1), pytest.approx(1))
 
 
 def test_passes_lists_all_and_explains_one(call: Call) -> None:
@@ -104,6 +128,10 @@ def test_passes_lists_all_and_explains_one(call: Call) -> None:
         "fold-batch-norm",
     )
     assert all(name in listed.out for name in (*names, "lossless", "int8"))
+    available = listed.out.partition("Presets:")[2].partition("Not available")[0]
+    registry = Registry()
+    for preset in PRESETS:
+        assert (f"  {preset} " in available) == (not missing_passes(preset, registry))
     for name in names:
         explained = call("passes", name)
         assert explained.code == 0
@@ -112,9 +140,6 @@ def test_passes_lists_all_and_explains_one(call: Call) -> None:
 
 
 def test_passes_lists_every_option(call: Call) -> None:
-    from graphopt.pipeline.options import options_of
-    from graphopt.pipeline.registry import Registry
-
     found, _ = Registry().find_all()
     for cls in found:
         text = call("passes", cls.name).out

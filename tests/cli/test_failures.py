@@ -91,8 +91,6 @@ def test_shape_and_provider_that_do_not_fit_the_model(model: Path, call: Call) -
         ("--budget", "macs=0.5"),
         ("--max-drop", "0.01"),
         ("--plan", "plan.json"),
-        ("--eval-data", "eval.npz"),
-        ("--metric", "top1"),
         ("--scheduler", "tcp://127.0.0.1:8786"),
     ],
 )
@@ -104,7 +102,7 @@ def test_what_a_later_version_brings_is_refused_by_name(arguments: tuple[str, ..
     assert not model.with_name("net.opt.onnx").exists()
 
 
-@pytest.mark.parametrize("preset", ["int8", "small", "fast"])
+@pytest.mark.parametrize("preset", ["small", "fast"])
 def test_presets_of_later_versions(preset: str, model: Path, call: Call) -> None:
     outcome = call("run", model, "--preset", preset)
     assert outcome.code == 1
@@ -162,7 +160,8 @@ sys.exit(main(sys.argv[2:]))
 def test_interrupted_anywhere_leaves_nothing(place: str, model: Path, tmp_path: Path, process: Call) -> None:
     outcome = process(place, "run", model, program=("-c", INTERRUPTING))
     assert outcome.code == 130, outcome
-    assert (outcome.out, outcome.err) == ("", "graphopt: interrupted\n")
+    assert outcome.err == "graphopt: interrupted\n"
+    assert [line for line in outcome.out.splitlines() if line and not line.startswith("pipeline: ")] == []
     assert list(tmp_path.iterdir()) == [model]
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import click
 import pytest
@@ -38,19 +37,9 @@ def test_budget(text: str, expected: tuple[str, float | str]) -> None:
     assert parameters.budget(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("imagenet", "imagenet"),
-        ("scale=1/255", {"scale": (1 / 255,)}),
-        (
-            "scale=1/128,mean=0.5:0.25:-1,std=1:2:4",
-            {"scale": (1 / 128,), "mean": (0.5, 0.25, -1.0), "std": (1.0, 2.0, 4.0)},
-        ),
-    ],
-)
-def test_normalize(text: str, expected: Any) -> None:
-    assert parameters.normalize(text) == expected
+@pytest.mark.parametrize("text", ["imagenet", "scale=1/255", "scale=1/128,mean=0.5:0.25:-1,std=1:2:4"])
+def test_normalize_passes_on_what_the_data_layer_can_read(text: str) -> None:
+    assert parameters.normalize(text) == text
 
 
 @pytest.mark.parametrize("text", ["top1", "sqnr", "my_metric.py:f1_macro", "package.module:function"])

@@ -35,8 +35,7 @@ def report() -> Report:
         graphopt="0.1.0",
         input=Input("models/net<b>.onnx", "ab" * 32, 102_400_000, ("models/net.data",)),
         pipeline="eliminate-identity,fold-constants,fold-batch-norm",
-        before=BEFORE,
-        after=AFTER,
+        costs=lambda: (BEFORE, AFTER),
         passes=[
             PassRecord(
                 "eliminate-identity", {}, 0.012, True, BEFORE, MIDDLE, (Remark("Identity 'x'", "removed", True),)
@@ -46,7 +45,7 @@ def report() -> Report:
                 "fold-batch-norm", {}, 0.2, True, MIDDLE, FOLDED, (Remark("bn <script>", "its input has two uses"),)
             ),
         ],
-        quality=Quality("top1", 0.91, 0.905, 500, 256, Gate(0.92, 0.915, 128, (0.86, 0.95))),
+        quality=Quality("top1", 0.91, 0.905, 500, 256, Gate(0.92, 0.915, 128, (0.86, 0.95), 0.01)),
         check=Verdict(Status.SAME, "", 1.3e-6),
         latency=Latency(33.2, 30.1, 0.907, (0.9, 0.91), 31, 1, {"x": (1, 3, 224, 224)}),
         plan=[{"what": "keep"}],

@@ -7,7 +7,8 @@ import pytest
 
 from graphopt.pricing import Cost
 from graphopt.report import terminal
-from graphopt.report.model import Comparison, Report
+from graphopt.report.model import Comparison, Gate, Report
+from graphopt.runtime.quality import Fidelity
 
 
 class Terminal(io.StringIO):
@@ -46,9 +47,9 @@ def test_one_row_per_pass_and_the_total(report: Report) -> None:
 
 def test_what_was_found_is_said_once(report: Report) -> None:
     text = printed(report)
-    assert text.startswith("pipeline: eliminate-identity,fold-constants,fold-batch-norm\n")
     for line in (
         "top1: 0.91 -> 0.905 on 500 samples",
+        "gate: top1 0.92 -> 0.915 on 128 held-out samples, 90 % interval 0.86 to 0.95, within the drop of 0.01 allowed",
         "same outputs in onnxruntime: yes, max|Δ| = 1e-06 of max|y|",
         "latency: 33.2 ms -> 30.1 ms, ratio 0.907 [0.900, 0.910] in 31 rounds, threads: 1, inputs: x[1x3x224x224]",
         "cost unknown, counted as nothing: com.example.Magic",
@@ -58,6 +59,27 @@ def test_what_was_found_is_said_once(report: Report) -> None:
         assert text.splitlines().count(line) == 1
 
 
+def test_pipeline_comes_first_and_alone() -> None:
+    stream = io.StringIO()
+    terminal.print_pipeline("a{b=[1]}," * 30, terminal.console(stream))
+    terminal.print_pipeline("", terminal.console(stream))
+    assert stream.getvalue() == f"pipeline: {'a{b=[1]},' * 30}\n\npipeline: (no passes)\n\n"
+
+
+def test_quality_of_the_gate_alone_is_said_once(report: Report) -> None:
+    assert report.quality is not None
+    gate = Gate(0.91, 0.905, 500, (0.9, 0.91), 0.01)
+    report.quality = dataclasses.replace(
+        report.quality, gate=gate, fidelity=Fidelity(31.25, {"a": 30, "b": 33.3}, 0.75)
+    )
+    lines = [line for line in printed(report).splitlines() if "0.905" in line and "samples" in line]
+    assert [line.split()[0] for line in lines] == ["gate:"]
+    shown = (
+        "outputs against the original's: SQNR 31.2 dB, per output 'a' 30.0, 'b' 33.3, same class for 75.0 % of samples"
+    )
+    assert shown in printed(report).splitlines()
+
+
 def test_remarks_only_when_asked(report: Report) -> None:
     assert "two uses" not in printed(report)
     assert "fold-batch-norm: bn <script>: its input has two uses" in printed(report, verbose=True)
@@ -65,7 +87,8 @@ def test_remarks_only_when_asked(report: Report) -> None:
 
 def test_columns_for_what_was_not_measured_are_left_out(report: Report) -> None:
     report.quality = None
-    report.before, report.after = (dataclasses.replace(cost, latency_ms=None) for cost in (report.before, report.after))
+    before, after = (dataclasses.replace(cost, latency_ms=None) for cost in report.costs())
+    report.costs = lambda: (before, after)
     header = next(line for line in printed(report).splitlines() if line.strip().startswith("pass"))
     assert header.split() == ["pass", "nodes", "MACs", "params", "file", "memory", "time"]
 
