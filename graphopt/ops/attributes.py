@@ -28,6 +28,12 @@ def integer(node: ir.Node, name: str, default: int) -> int:
     return default if attribute is None else attribute.as_int()
 
 
+def number(node: ir.Node, name: str, default: float) -> float:
+    """The float attribute `name`. Raises InvalidModelError where it has another type."""
+    attribute = _typed(node, name, ir.AttributeType.FLOAT)
+    return default if attribute is None else attribute.as_float()
+
+
 def integers(node: ir.Node, name: str) -> tuple[int, ...] | None:
     """The attribute `name`, a list of integers, or None. Raises InvalidModelError where it has another type."""
     attribute = _typed(node, name, ir.AttributeType.INTS)

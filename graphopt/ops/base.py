@@ -4,12 +4,12 @@ One class per operator family holds everything the compiler knows about it; addi
 this package. An operator that is not in the table is *opaque*: its cost is unknown and it is left alone, which is
 always safe.
 
-Facts about channels (how identity flows through an operator, how its weights shrink) and about quantization will join
-these same classes.
+Facts about channels (how identity flows through an operator, how its weights shrink) will join these same classes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import ClassVar, Protocol
@@ -30,6 +30,25 @@ class Extents(Protocol):
     def size(self, value: ir.Value | None) -> int | None:
         """Number of elements of a tensor, or None where its shape is not known."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerForm:
+    """How a node computes on quantized numbers; whether a runtime has such a kernel is the target's to say.
+
+    Attributes:
+        data: indices of the inputs that are quantized numbers.
+        weight: which of them is a weight where it is constant.
+        channel_axis: the axis of the weight along which each slice may have a scale of its own: the output channels.
+        bias: index of the input that is added to the int32 sums.
+        same_scale: whether the output's numbers are numbers of the input, so that both have one scale.
+    """
+
+    data: tuple[int, ...] = (0,)
+    weight: int | None = None
+    channel_axis: int | None = None
+    bias: int | None = None
+    same_scale: bool = False
 
 
 class Operator:
@@ -54,6 +73,10 @@ class Operator:
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Operations of one run of `node`, or None where they are not known."""
+        return None
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """How `node` computes on quantized numbers; None where it does not, or is not known to."""
         return None
 
     def view_of(self, node: ir.Node) -> int | None:

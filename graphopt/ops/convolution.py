@@ -14,7 +14,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ops import attributes
-from graphopt.ops.base import MICROSOFT, Contraction, Extents, input_at, output_at
+from graphopt.ops.base import MICROSOFT, Contraction, Extents, IntegerForm, input_at, output_at
 
 PANEL = 128 * 128
 """Elements of the panel of patches that one thread of onnxruntime's matrix product works through at a time."""
@@ -29,6 +29,14 @@ class Convolution(Contraction):
     }
     weight_input: ClassVar[int] = 1
     bias_input: ClassVar[int | None] = 2
+    channel_axis: ClassVar[int] = 0
+    """The axis of the weight that holds the output channels (of a group)."""
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """int8 products, summed in int32."""
+        if node.op_type not in ("Conv", "ConvTranspose"):
+            return None
+        return IntegerForm((0, 1), weight=1, channel_axis=self.channel_axis, bias=2)
 
     def macs(self, node: ir.Node, extents: Extents) -> int | None:
         """Elements of the output times C/group x kernel."""
@@ -77,6 +85,7 @@ class TransposedConvolution(Convolution):
     """ConvTranspose scatters each input element over M/group x kernel outputs."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("ConvTranspose",)}
+    channel_axis: ClassVar[int] = 1
 
     def workspace(self, node: ir.Node, extents: Extents, *, integer: bool = False) -> int:
         """The columns of one image and group, before they are added up."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from graphopt.ops.base import MICROSOFT, Extents, MacFree, output_at
+from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, output_at
 
 
 class Elementwise(MacFree):
@@ -80,6 +80,10 @@ class Activation(Elementwise):
         }
     )
 
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """A table of 256 entries, or none at all where the output's range clips by itself."""
+        return IntegerForm() if node.domain == "" else None
+
     def workspace(self, node: ir.Node, extents: Extents, *, integer: bool = False) -> int:
         """One intermediate tensor of the activations that onnxruntime runs as functions of several nodes."""
         return (extents.size(output_at(node, 0)) or 0) if node.op_type in ("HardSwish", "Mish", "BiasGelu") else 0
@@ -96,6 +100,10 @@ class Binary(Elementwise):
         ),
         MICROSOFT: ("BiasAdd",),
     }
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """Both operands have scales of their own, and so has the result."""
+        return IntegerForm((0, 1)) if node.op_type in ("Add", "Sub", "Mul", "Div") else None
 
 
 class Variadic(MacFree):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ops import attributes
-from graphopt.ops.base import MICROSOFT, Contraction, Extents, input_at, output_at
+from graphopt.ops.base import MICROSOFT, Contraction, Extents, IntegerForm, input_at, output_at
 
 
 def broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -46,6 +46,10 @@ class MatrixProduct(Contraction):
     requantized: ClassVar[int] = 0
     """Operations that bring one integer sum to the type of the output."""
 
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """int8 products, summed in int32; the columns of a constant right factor have scales of their own."""
+        return IntegerForm((0, 1), weight=1, channel_axis=-1) if node.op_type == "MatMul" else None
+
     def macs(self, node: ir.Node, extents: Extents) -> int | None:
         """Batch x M x K x N."""
         left = _swap_last(extents.dims(input_at(node, 0)), bool(attributes.integer(node, "transA", 0)))
@@ -70,6 +74,13 @@ class Gemm(MatrixProduct):
     """Gemm: alpha A' B' + beta C, with optional transposes and, fused, an activation."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("Gemm",), MICROSOFT: ("FusedGemm",)}
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """As MatMul; the bias joins the sums where nothing scales it."""
+        plain = attributes.number(node, "alpha", 1.0) == attributes.number(node, "beta", 1.0) == 1.0
+        if node.op_type != "Gemm" or not plain or attributes.integer(node, "transA", 0):
+            return None
+        return IntegerForm((0, 1), weight=1, channel_axis=0 if attributes.integer(node, "transB", 0) else 1, bias=2)
 
 
 class FusedMatMul(MatrixProduct):

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
-from graphopt.ops.base import MICROSOFT, Extents, MacFree, input_at, output_at
+from graphopt.ir.walk import constant_tensor
+from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, input_at, output_at
 
 
 class Movement(MacFree):
@@ -24,9 +26,33 @@ class Movement(MacFree):
         MICROSOFT: ("Trilu", "Pad", "GatherND", "ExpandDims", "RemovePadding", "RestorePadding"),
     }
 
+    elementwise_copies: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("Transpose", "Concat", "Split", "Slice", "Tile", "Expand", "Gather", "GatherElements", "GatherND"),
+            *("DepthToSpace", "SpaceToDepth", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"),
+        }
+    )
+    """Operators of the standard domain whose outputs hold numbers of the data and nothing else."""
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """Moves integers as it moves numbers."""
+        if node.domain != "" or not (node.op_type in self.elementwise_copies or _pads_with_zeros(node)):
+            return None
+        data = tuple(range(len(node.inputs))) if node.op_type == "Concat" else (0,)
+        return IntegerForm(data, same_scale=True)
+
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Zero."""
         return 0
+
+
+def _pads_with_zeros(node: ir.Node) -> bool:
+    """Whether `node` is a Pad whose new elements are zeros, which every quantized range has, or copies."""
+    if node.op_type != "Pad" or "value" in node.attributes:
+        return False
+    value = input_at(node, 2)
+    tensor = constant_tensor(value)
+    return value is None or (tensor is not None and tensor.size == 1 and not np.any(tensor.numpy()))
 
 
 class View(Movement):

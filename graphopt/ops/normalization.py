@@ -12,7 +12,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ops import attributes
-from graphopt.ops.base import MICROSOFT, Extents, MacFree, input_at, output_at
+from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, input_at, output_at
 
 
 class Normalization(MacFree):
@@ -91,6 +91,10 @@ class Softmax(MacFree):
         MICROSOFT: ("BiasSoftmax",),
     }
     per_element: ClassVar[Mapping[str, int]] = {"Hardmax": 2, "BiasSoftmax": 6}
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """Tables of exponentials, then one quotient per element."""
+        return IntegerForm() if node.op_type == "Softmax" else None
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Elements times passes."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ops import attributes
-from graphopt.ops.base import MICROSOFT, Extents, MacFree, input_at, output_at
+from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, input_at, output_at
 
 
 class Pool(MacFree):
@@ -24,6 +24,12 @@ class Pool(MacFree):
     }
     # A comparison or an addition; a power and an addition.
     per_element: ClassVar[Mapping[str, int]] = {"LpPool": 2}
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """The largest number is one of the input's, an average is not."""
+        if node.domain != "" or node.op_type == "LpPool" or len(node.outputs) > 1:
+            return None
+        return IntegerForm(same_scale=node.op_type == "MaxPool")
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Output elements x window x operations per element."""
@@ -45,6 +51,12 @@ class GlobalPool(MacFree):
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")}
     per_element: ClassVar[Mapping[str, int]] = {"GlobalLpPool": 2}
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """The largest number is one of the input's, an average is not."""
+        if node.op_type not in ("GlobalAveragePool", "GlobalMaxPool"):
+            return None
+        return IntegerForm(same_scale=node.op_type == "GlobalMaxPool")
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Input elements x operations per element."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ops import attributes
-from graphopt.ops.base import MICROSOFT, Extents, MacFree, input_at, output_at
+from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, input_at, output_at
 
 _TAPS = {"linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
 
@@ -26,6 +26,11 @@ class Resize(MacFree):
     """Resize and Upsample interpolate along the axes whose extent changes."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("Resize", "Upsample")}
+
+    def integer_form(self, node: ir.Node) -> IntegerForm | None:
+        """Nearest neighbours are numbers of the input; what lies between them is rounded to such."""
+        mode = attributes.text(node, "coordinate_transformation_mode", "half_pixel")
+        return None if mode == "tf_crop_and_resize" else IntegerForm(same_scale=True)
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Output elements times the cost of interpolation."""

@@ -1,0 +1,1 @@
+"""Quantization: integers and 16-bit floats in place of float32."""

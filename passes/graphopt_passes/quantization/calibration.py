@@ -1,0 +1,112 @@
+"""Ranges of activations: which statistics are asked for, and the quantizer that each group of values gets.
+
+A group's numbers come from the values that fill it, not from those that move its numbers around: of a Conv -> MaxPool ->
+Reshape chain the Conv's output is looked at, of a Concat its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.errors import OptionError
+from graphopt.runtime.requests import Histogram, HistogramResult, Results
+from graphopt_passes.numerics import ranges
+from graphopt_passes.numerics.quantizer import Grid, parameters
+from graphopt_passes.quantization.insertion import Quantizer
+from graphopt_passes.quantization.placement import Groups, Placement
+
+METHODS = ranges.METHODS
+
+
+def grid_of(dtype: ir.DataType, *, symmetric: bool) -> Grid:
+    """The integers of an element type."""
+    return Grid(int(dtype.min), int(dtype.max), symmetric=symmetric)
+
+
+def requests(placement: Placement) -> list[Histogram]:
+    """What has to be known to choose all ranges."""
+    return [Histogram(name) for group in sources(placement).values() for name in group]
+
+
+def sources(placement: Placement) -> Mapping[ir.Value, list[str]]:
+    """Per group, under its root, the names of the values that fill it."""
+    return {
+        root: list(_names(members, placement.groups, placement)) for root, members in placement.groups.members().items()
+    }
+
+
+def _names(members: Iterable[ir.Value], groups: Groups, placement: Placement) -> Iterator[str]:
+    members = list(members)
+    filling = [value for value in members if not _moved(value, groups, placement)]
+    for value in filling or members:
+        yield value.name or ""
+
+
+def _moved(value: ir.Value, groups: Groups, placement: Placement) -> bool:
+    """Whether an integer node makes `value` from numbers of the same group."""
+    producer = value.producer()
+    form = None if producer is None else placement.others.get(producer)
+    if producer is None or form is None:
+        return False
+    reads = [producer.inputs[index] for index in form.data]
+    return any(read in groups and groups.root(read) is groups.root(value) for read in reads if read is not None)
+
+
+def distribution(names: Iterable[str], results: Results) -> ranges.Distribution:
+    """All numbers of a group, as one histogram."""
+    found = [results[Histogram(name)] for name in names]
+    if len(found) == 1:
+        return _distribution(found[0])
+    width = max((result.high - result.low) / len(result.counts) for result in found)
+    low, high = min(result.low for result in found), max(result.high for result in found)
+    bins = max(1, round((high - low) / width))
+    counts = np.zeros(bins)
+    for result in found:
+        index = np.clip(((result.centers - low) / (high - low) * bins).astype(int), 0, bins - 1)
+        np.add.at(counts, index, result.counts)
+    bounds = min(result.minimum for result in found), max(result.maximum for result in found)
+    return ranges.Distribution(counts, low, high, *bounds)
+
+
+def _distribution(result: HistogramResult) -> ranges.Distribution:
+    return ranges.Distribution(result.counts, result.low, result.high, result.minimum, result.maximum)
+
+
+def choose(found: ranges.Distribution, method: str, numbers: Grid) -> tuple[float, float]:
+    """The range that `method` covers of a distribution."""
+    if method not in METHODS:
+        raise OptionError(f"quantize: unknown way to choose ranges '{method}' (known: {', '.join(METHODS)})")
+    return METHODS[method](found, numbers)
+
+
+def quantizer(low: float, high: float, dtype: ir.DataType, *, symmetric: bool) -> Quantizer:
+    """A quantizer that covers [low, high]; its largest number is never above `high`.
+
+    A float32 scale may round up, and a Clip is only absorbed by a range that lies inside of its own.
+    """
+    numbers = grid_of(dtype, symmetric=symmetric)
+    scale, zero_point = parameters(low, high, numbers)
+    if not symmetric and low >= 0 and np.float32(numbers.steps) * scale > np.float32(high) > 0:
+        scale = np.nextafter(scale, np.float32(0))
+    return Quantizer(float(scale), int(zero_point), dtype)
+
+
+def by_method(
+    distributions: Mapping[ir.Value, ranges.Distribution], dtype: ir.DataType, *, symmetric: bool, method: str
+) -> dict[ir.Value, Quantizer]:
+    """A quantizer for every group, under its root, whose range `method` chooses."""
+    numbers = grid_of(dtype, symmetric=symmetric)
+    return {
+        root: quantizer(*choose(found, method, numbers), dtype, symmetric=symmetric)
+        for root, found in distributions.items()
+    }
+
+
+def by_name(placement: Placement, quantizers: Mapping[ir.Value, Quantizer]) -> dict[str, Quantizer]:
+    """The quantizer of every quantized value: the members of a group have the same."""
+    return {
+        value.name or "": quantizers[root] for root, members in placement.groups.members().items() for value in members
+    }

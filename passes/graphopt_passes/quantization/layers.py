@@ -1,0 +1,97 @@
+"""The constants of a layer on integers: weights, their scales, and the bias.
+
+A weight is seen as a matrix (channels, inputs): one row per output channel, which has its own scale where the target
+allows it. Its integers come from rounding to nearest here; `static` rounds again with what the inputs look like.
+
+The bias joins int32 sums whose unit is the scale of the input times that of the weight. Where a bias would not fit, the
+scale of the weight's channel is raised until it does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graphopt_passes.numerics import weight_scales
+from graphopt_passes.numerics.quantizer import Grid
+from graphopt_passes.numerics.quantizer import quantize as round_nearest
+from graphopt_passes.quantization.insertion import Array, LayerWeights, Quantizer
+from graphopt_passes.quantization.placement import Layer
+from graphopt_passes.quantization.targets import Target
+
+Float = npt.NDArray[np.float64]
+
+
+def matrix(layer: Layer, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An array of the weight's shape as (channels, inputs)."""
+    return np.moveaxis(array, layer.axis, 0).reshape(array.shape[layer.axis], -1)
+
+
+def tensor(layer: Layer, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The inverse of `matrix`."""
+    shape = layer.weight.shape.numpy()
+    first, rest = shape[layer.axis], (*shape[: layer.axis], *shape[layer.axis + 1 :])
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(first, *rest), 0, layer.axis))
+
+
+def matrix_inputs(layer: Layer) -> int:
+    """How many inputs a row of the matrix has."""
+    return layer.weight.size // layer.weight.shape.numpy()[layer.axis]
+
+
+def grid(target: Target) -> Grid:
+    """The grid of weights: symmetric, without the lowest integer, which has no opposite."""
+    return Grid(int(target.weights.min) + 1, int(target.weights.max), symmetric=True)
+
+
+def float_weight(layer: Layer) -> Float:
+    """The weight as (channels, inputs) float64."""
+    return matrix(layer, layer.weight.numpy()).astype(np.float64)
+
+
+def float_bias(layer: Layer) -> Float | None:
+    """The bias, (channels,); zeros where there is none but could be; None where the operator takes none."""
+    if layer.form.bias is None:
+        return None
+    groups = layer.node.attributes.get_int("group", 1) if layer.node.op_type == "ConvTranspose" else 1
+    channels = layer.weight.shape.numpy()[layer.axis] * groups
+    if layer.bias is None:
+        return np.zeros(channels)
+    return np.broadcast_to(layer.bias.numpy().astype(np.float64).reshape(-1), (channels,)).copy()
+
+
+def integers(layer: Layer, target: Target, rows: npt.NDArray[Any]) -> Array:
+    """Integer rows as the weight's own shape and element type."""
+    return tensor(layer, rows.astype(target.weights.numpy()))
+
+
+def integer_bias(bias: Float, weights: LayerWeights, target: Target, data: Quantizer) -> Array:
+    """A float bias as the target stores it: in units of the sums, or as it is."""
+    if not target.quantized_bias:
+        return bias.astype(np.float32)
+    limits = np.iinfo(np.int32)
+    return np.clip(np.rint(bias / weights.bias_scale(data, bias.size)), limits.min, limits.max).astype(np.int32)
+
+
+def nearest(layer: Layer, target: Target, data: Quantizer, *, biased: bool) -> LayerWeights:
+    """The constants of `layer`, rounded to nearest.
+
+    Args:
+        layer: a layer of the float model.
+        target: what the runtime wants.
+        data: the quantizer of the layer's input.
+        biased: whether it gets a bias even where it had none.
+    """
+    weight, bias = float_weight(layer), float_bias(layer)
+    rows = weight if target.per_channel else weight.reshape(1, -1)
+    scale = weight_scales.minmax(rows, grid(target))
+    if bias is not None and target.quantized_bias:
+        largest = np.abs(bias).reshape(-1, len(weight)).max(axis=0)
+        scale = weight_scales.fit_bias(scale, data.scale, largest if target.per_channel else largest.max(keepdims=True))
+    rounded = round_nearest(rows, scale[:, None], 0, grid(target))
+    found = LayerWeights(integers(layer, target, rounded), scale if target.per_channel else scale.reshape(()), None)
+    if bias is None or not (biased or layer.bias is not None):
+        return found
+    return LayerWeights(found.weight, found.scale, integer_bias(bias, found, target, data))

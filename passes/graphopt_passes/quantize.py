@@ -1,0 +1,157 @@
+"""Quantization: the numbers of a model in fewer bits.
+
+What is done depends on `mode`:
+
+    static      8-bit integers with ranges fixed from calibration samples (`quantization.static`)
+    dynamic     8-bit integers with ranges that every run measures, for products with weights (`quantization.dynamic`)
+    weights     blocks of 4- or 8-bit weights, arithmetic in float (`quantization.weight_only`)
+    float16, bfloat16
+                half precision throughout (`quantization.half`)
+    auto        dynamic where the target is faster with it, which is where products of sequences with weights do most of
+                the work; static else
+
+The result is standard ONNX: QuantizeLinear and DequantizeLinear around the operators, which runtimes fuse into integer
+kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, TypeAlias
+
+import onnx_ir as ir
+
+from graphopt.analysis.extents import Extents
+from graphopt.errors import DataError
+from graphopt.ir.walk import constant_tensor
+from graphopt.ops.base import operator
+from graphopt.pipeline.base import Pass, PassContext, PassResult, Remark, option
+from graphopt.pipeline.presets import PRESETS
+from graphopt_passes.lossless.fold_batch_norm import FoldBatchNorm
+from graphopt_passes.lossless.fold_pad import FoldPad
+from graphopt_passes.lossless.fold_scale import FoldScale
+from graphopt_passes.quantization.targets import TARGETS, Target
+
+_Mode: TypeAlias = Literal["auto", "static", "dynamic", "weights", "float16", "bfloat16"]
+_Target: TypeAlias = Literal["ort-x86", "ort-arm", "tensorrt", "openvino", "qnn", "generic"]
+_Ranges: TypeAlias = Literal["auto", "minmax", "percentile-99.9", "percentile-99.99", "percentile-99.999", "entropy", "mse"]
+_OPSETS = {"static": 13, "dynamic": 11, "weights": 21, "float16": 7, "bfloat16": 13}
+_OPSET_16_BITS = 21
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Compute with 8-bit integers, or store weights in fewer bits."""
+
+    name: ClassVar[str] = "quantize"
+    exact: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+
+    target: _Target = option("ort-x86", "the runtime that the model is for")
+    mode: _Mode = option("auto", "what is quantized, and when")
+    activations: Literal[8, 16] = option(8, "bits of activations, with mode=static")
+    ranges: _Ranges = option("auto", "how ranges of activations are chosen; auto: by the error of the outputs")
+    equalize: bool = option(True, "equalize channels between layers first")
+    feedback: bool = option(True, "round weights so that their errors make up for each other")
+    correct_biases: bool = option(True, "let biases take up the mean error of each layer")
+    keep_heads: bool = option(True, "leave the last layers before outputs and selections in float")
+    keep: tuple[str, ...] = option((), "names or operators of nodes that stay float")
+    bits: Literal[4, 8] = option(4, "bits of weights, with mode=weights")
+    block: Literal[16, 32, 64, 128] = option(32, "weights that share a scale, with mode=weights")
+
+    @property
+    def needs_data(self) -> bool:
+        """Static ranges are measured; with mode=auto the model decides."""
+        return self.mode == "static"
+
+    @property
+    def reads_data(self) -> bool:
+        """Where activations are quantized ahead."""
+        return self.mode in ("auto", "static")
+
+    @property
+    def min_opset(self) -> int:
+        """QuantizeLinear per channel came with opset 13, its 16-bit and blocked forms with 21."""
+        return _OPSET_16_BITS if self.activations == 16 and self.mode == "static" else _OPSETS.get(self.mode, 13)
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Quantize `model`.
+
+        Raises:
+            DataError: calibration samples are needed, and there are none.
+        """
+        frozen = _freeze_defaults(model, context)
+        context = replace(context, keep=frozenset(self.keep))
+        mode = _auto(model, TARGETS[self.target]) if self.mode == "auto" else self.mode
+        result = self._static(model, context) if mode == "static" else self._convert(mode, model, context)
+        remarks = (*frozen, *result.remarks)
+        return PassResult(result.modified or bool(frozen), None if frozen else result.touched, remarks)
+
+    def _static(self, model: ir.Model, context: PassContext) -> PassResult:
+        from graphopt_passes.quantization import static
+
+        if context.evidence is None:
+            raise DataError(
+                "quantize: ranges of activations are measured on calibration samples; give them with -d FILE.npz "
+                "(or -d random:N to try it on noise), or choose mode=dynamic, weights, float16 or bfloat16"
+            )
+        target = TARGETS[self.target]
+        settings = static.Settings(
+            target,
+            _wide(target.activations) if self.activations == 16 else target.activations,
+            ranges=self.ranges,
+            equalize=self.equalize,
+            feedback=self.feedback,
+            correct_biases=self.correct_biases,
+            keep_heads=self.keep_heads,
+        )
+        return static.quantize(model, context, settings)
+
+    def _convert(self, mode: _Mode, model: ir.Model, context: PassContext) -> PassResult:
+        from graphopt_passes.quantization import dynamic, half, weight_only
+
+        if mode == "dynamic":
+            touched, remarks = dynamic.apply(model, context)
+        elif mode == "weights":
+            touched, remarks = weight_only.apply(model, context, weight_only.Form(self.bits, self.block))
+        else:
+            touched, remarks = half.apply(model, context, "bfloat16" if mode == "bfloat16" else "float16")
+        return PassResult(bool(touched), touched, remarks)
+
+
+def _auto(model: ir.Model, target: Target) -> Literal["static", "dynamic"]:
+    """Static or dynamic: by what does most of the multiply-accumulates."""
+    if not target.dynamic_products:
+        return "static"
+    extents, products, total = Extents(model), 0, 0
+    for node in model.graph:
+        form = operator(node).integer_form(node)
+        if form is None or form.weight is None or constant_tensor(node.inputs[form.weight]) is None:
+            continue
+        macs = operator(node).macs(node, extents) or 0
+        total += macs
+        products += macs if node.op_type == "MatMul" else 0
+    return "dynamic" if 2 * products > total else "static"
+
+
+def _wide(dtype: ir.DataType) -> ir.DataType:
+    return ir.DataType.INT16 if dtype.is_signed() else ir.DataType.UINT16
+
+
+def _freeze_defaults(model: ir.Model, context: PassContext) -> Sequence[Remark]:
+    """Make initializers that callers may override constants: what is measured holds for their defaults only.
+
+    What is folded into weights has been left alone before because of them, and is folded now.
+    """
+    defaults = [value for value in model.graph.inputs if value.is_initializer()]
+    if not defaults:
+        return ()
+    for value in defaults:
+        model.graph.inputs.remove(value)
+    for folding in (FoldBatchNorm(), FoldScale(), FoldPad()):
+        folding.run(model, context)
+    what = "no input any more: quantization holds for its default value"
+    names = ", ".join(f"'{value.name}'" for value in defaults[:3])
+    more = f" and {len(defaults) - 3} more" if len(defaults) > 3 else ""
+    return (Remark(names + more, what, applied=True),)
