@@ -169,10 +169,8 @@ def print_table(task: Task, rows: Sequence[Row], float_times: Sequence[float]) -
     """One line per tool, the float model's metric above them."""
     if rows:
         first = rows[0].qualities[0]
-        print(
-            f"  float: {first.metric} {first.before:.4g} of {first.samples} samples, "
-            f"{1e3 * statistics.median(float_times):.3f} ms"
-        )
+        metric = f"{first.metric} {first.before:.4g} of " if first.against == "labels" else ""
+        print(f"  float: {metric}{first.samples} samples, {1e3 * statistics.median(float_times):.3f} ms")
     print(
         f"  {'':<17}{'metric':>15}{'agree':>7}{'SQNR':>7}{'integer':>9}{'time':>6} {'(<=)':<7}{'size':>5}{'wall s':>8}"
         f"{'peak MiB':>10}"

@@ -35,7 +35,9 @@ from graphopt_passes.quantization.targets import TARGETS, Target
 
 _Mode: TypeAlias = Literal["auto", "static", "dynamic", "weights", "float16", "bfloat16"]
 _Target: TypeAlias = Literal["ort-x86", "ort-arm", "tensorrt", "openvino", "qnn", "generic"]
-_Ranges: TypeAlias = Literal["auto", "minmax", "percentile-99.9", "percentile-99.99", "percentile-99.999", "entropy", "mse"]
+_Ranges: TypeAlias = Literal[
+    "auto", "minmax", "percentile-99.9", "percentile-99.99", "percentile-99.999", "entropy", "mse"
+]
 _OPSETS = {"static": 13, "dynamic": 11, "weights": 21, "float16": 7, "bfloat16": 13}
 _OPSET_16_BITS = 21
 

@@ -34,6 +34,7 @@ CANDIDATES = ("mse", "minmax", "percentile-99.99", "entropy")
 _CLEARLY = 0.9
 """Another candidate than the first is taken where it leaves this part of its error."""
 _SAMPLES = 32
+_BATCH = 4
 _SECONDS = 6.0
 _ALIKE = 0.02
 _OFF = 2.0**-22
@@ -114,7 +115,7 @@ class _Trial:
         self._watched = _expose_logits(copy)
         self._switches, self._off = _add_switches(copy, placement, distributions)
         self._session = evidence.session(copy)
-        self._batches = list(self._evidence.samples.batches())
+        self._batches = list(self._evidence.samples.batches(_BATCH))
         self._reference = [self._run(batch, {}) for batch in self._batches]
 
     def spend(self, runs: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import nncf
 import onnx
 
+from peers.quantizers.opset import modern
 from peers.quantizers.samples import arguments
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     model, samples, output, variant = arguments()
     is_transformer = variant == "transformer"
     quantized = nncf.quantize(
-        onnx.load(model),
+        modern(model),
         nncf.Dataset(samples),
         preset=nncf.QuantizationPreset.PERFORMANCE if variant == "performance" else nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER if is_transformer else None,
