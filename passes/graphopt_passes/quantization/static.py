@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import DataError
-from graphopt.ir.walk import label
+from graphopt.ir.walk import label, subgraphs
 from graphopt.pipeline.base import PassContext, PassResult, Remark
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
@@ -195,6 +195,14 @@ class _Static:
     def _remark_kept(self, placement: Placement) -> None:
         for node, why in placement.kept.items():
             self.remarks.missed(label(node), f"stays float: {why}")
+        for node in self.model.graph:
+            if any(self._layers_in(body) for body in subgraphs(node)):
+                self.remarks.missed(label(node), "its bodies stay float: what flows inside is not measured")
+
+    def _layers_in(self, body: ir.Graph) -> bool:
+        """Whether `body`, or a body in it, has layers that would be quantized outside."""
+        found = place(body, self.target, excluded=self.context.excluded, keep_heads=False)
+        return bool(found.layers) or any(self._layers_in(inner) for node in body for inner in subgraphs(node))
 
 
 def _mean(layer: Layer) -> Moments:
