@@ -68,7 +68,10 @@ def report_of(
 
 
 def sign(model: ir.Model, report: Report) -> None:
-    """Write into the model what made it."""
+    """Write into the model what made it; where the same pipeline made it and now found nothing to do, that stays."""
+    made_by = model.metadata_props.get("graphopt.version"), model.metadata_props.get("graphopt.pipeline")
+    if made_by == (report.graphopt, report.pipeline) and not any(record.modified for record in report.passes):
+        return
     model.metadata_props["graphopt.version"] = report.graphopt
     model.metadata_props["graphopt.pipeline"] = report.pipeline
     model.metadata_props["graphopt.source"] = f"sha256:{report.input.sha256}"

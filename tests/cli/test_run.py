@@ -210,3 +210,11 @@ def test_stdout_of_the_process_is_pure_json(model: Path, process: Call) -> None:
     assert outcome.code == 0
     assert json.loads(outcome.out)["after"]["nodes"] == 2
     assert "total" in outcome.err
+
+
+def test_a_second_run_changes_no_byte(call: Call, tmp_path: Path) -> None:
+    model = Path(__file__).parents[2] / "models" / "transformer.onnx"
+    once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
+    assert call("run", model, "-o", once).code == 0
+    assert call("run", once, "-o", twice).code == 0
+    assert once.read_bytes() == twice.read_bytes()
