@@ -30,6 +30,7 @@ STANDS_FOR: dict[str, tuple[str, Inputs]] = {
     "FusedGemm": ("Gemm", lambda count: (0, 1)),
     "Gelu": ("Identity", lambda count: (0,)),
     "NhwcMaxPool": ("", lambda count: ()),
+    "QGemm": ("Gemm", lambda count: (0, 3)),
     "QLinearAdd": ("Add", lambda count: (0, 3)),
     "QLinearAveragePool": ("AveragePool", lambda count: (0,)),
     "QLinearConcat": ("Concat", lambda count: range(2, count, 3)),
@@ -51,6 +52,7 @@ ATTRIBUTES = frozenset(
 
 QUANTIZED = (ir.DataType.UINT8, ir.DataType.INT8)
 
+_QGEMM_INPUTS = 9
 _FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
@@ -72,6 +74,8 @@ def _as_standard(call: Call, arithmetic: Arithmetic) -> list[Fact]:
     chosen = [call.fact(index) for index in inputs(len(call.inputs))]
     # Standard operators take no 8-bit integers: they are inferred in floating point.
     quantized = next((fact.type for fact in chosen if fact.dtype in QUANTIZED), None)
+    if call.op_type == "QGemm" and len(call.inputs) < _QGEMM_INPUTS:
+        quantized = None  # without a zero point of the output, the output is float
     taken = tuple(Fact(_FLOAT, fact.dims) if fact.dtype in QUANTIZED else fact for fact in chosen)
     standard = call._replace(
         domain="",

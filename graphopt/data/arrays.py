@@ -60,7 +60,7 @@ class MemoryColumn:
 
     def rows(self, positions: Sequence[int]) -> Iterator[np.ndarray]:
         """Views of the rows at `positions`."""
-        return (self._array[position] for position in positions)
+        return (self._array[position, ...] for position in positions)
 
     def pieces(self) -> Iterator[bytes]:
         """All bytes in C order, about a mebibyte at a time."""

@@ -28,7 +28,9 @@ class Resize(MacFree):
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("Resize", "Upsample")}
 
     def integer_form(self, node: ir.Node) -> IntegerForm | None:
-        """Nearest neighbours are numbers of the input; what lies between them is rounded to such."""
+        """Nearest neighbours are numbers of the input; what lies between them is rounded to such; cubic may lie outside."""
+        if attributes.text(node, "mode", "nearest") == "cubic":
+            return None
         mode = attributes.text(node, "coordinate_transformation_mode", "half_pixel")
         return None if mode == "tf_crop_and_resize" else IntegerForm(same_scale=True)
 

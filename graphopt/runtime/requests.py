@@ -159,7 +159,7 @@ class PatchGram(Request[GramResult]):
     """E[x xᵀ] over what a Conv node multiplies its weight with, per group.
 
     A row is the input under the kernel at one output position, K = C/G * k1 * .. * kn elements in the order of the
-    weight's own, padding counted as zeros. `node` is the Conv's name, or that of its output where it has no name.
+    weight's own, padding counted as zeros. `node` is the name of the Conv's output, or the Conv's own.
     `rows` bounds how many positions are looked at, chosen at random under `seed` alike for all nodes whose outputs have
     the same extents, in this and any other model; None is all.
     """

@@ -176,16 +176,16 @@ def _choice(request: Gram | PatchGram | CrossGram, samples: _Samples) -> Choice:
 
 
 def conv_named(model: ir.Model, name: str) -> ir.Node:
-    """The node of the main graph that goes by `name`, or whose first output does. Raises DataError where none does."""
-    by_output = None
+    """The node of the main graph whose first output is `name`, or that itself goes by it; raises DataError without one."""
+    by_name = None
     for node in model.graph:
-        if node.name == name:
-            return node
         if node.outputs and node.outputs[0].name == name:
-            by_output = node
-    if by_output is None:
+            return node
+        if node.name == name:
+            by_name = node
+    if by_name is None:
         raise DataError(f"the model has no node '{name}' to take statistics of")
-    return by_output
+    return by_name
 
 
 def _side_by_side(left: ValueStream, right: ValueStream, names: Sequence[Sequence[str]]) -> Iterator[_Pair]:

@@ -65,17 +65,23 @@ class Quantize(Pass):
     @property
     def needs_data(self) -> bool:
         """Static ranges are measured; with mode=auto the model decides."""
-        return self.mode == "static"
+        return self._asked == "static"
 
     @property
     def reads_data(self) -> bool:
         """Where activations are quantized ahead."""
-        return self.mode in ("auto", "static")
+        return self._asked in ("auto", "static")
 
     @property
     def min_opset(self) -> int:
         """QuantizeLinear per channel came with opset 13, its 16-bit and blocked forms with 21."""
-        return _OPSET_16_BITS if self.activations == 16 and self.mode == "static" else _OPSETS.get(self.mode, 13)
+        wide = self.activations == 16 and self._asked == "static"
+        return _OPSET_16_BITS if wide else _OPSETS.get(self._asked, 13)
+
+    @property
+    def _asked(self) -> _Mode:
+        """The mode, also where other options imply it: nothing but `static` has 16-bit activations."""
+        return "static" if self.mode == "auto" and self.activations == 16 else self.mode
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Quantize `model`.
@@ -85,7 +91,7 @@ class Quantize(Pass):
         """
         frozen = _freeze_defaults(model, context)
         context = replace(context, keep=frozenset(self.keep))
-        mode = _auto(model, TARGETS[self.target]) if self.mode == "auto" else self.mode
+        mode = _auto(model, TARGETS[self.target]) if self._asked == "auto" else self._asked
         result = self._static(model, context) if mode == "static" else self._convert(mode, model, context)
         remarks = (*frozen, *result.remarks)
         return PassResult(result.modified or bool(frozen), None if frozen else result.touched, remarks)

@@ -14,11 +14,15 @@ import onnx_ir as ir
 from graphopt.errors import OptionError
 from graphopt.runtime.requests import Histogram, HistogramResult, Results
 from graphopt_passes.numerics import ranges
-from graphopt_passes.numerics.quantizer import Grid, parameters
+from graphopt_passes.numerics.quantizer import Array, Grid, parameters
+from graphopt_passes.quantization.groups import Groups
 from graphopt_passes.quantization.insertion import Quantizer
-from graphopt_passes.quantization.placement import Groups, Placement
+from graphopt_passes.quantization.placement import Placement
 
 METHODS = ranges.METHODS
+
+_NEARLY = 0.99
+"""A scale is made smaller, so that a range is covered from inside, down to this part of it."""
 
 
 def grid_of(dtype: ir.DataType, *, symmetric: bool) -> Grid:
@@ -46,13 +50,13 @@ def _names(members: Iterable[ir.Value], groups: Groups, placement: Placement) ->
 
 
 def _moved(value: ir.Value, groups: Groups, placement: Placement) -> bool:
-    """Whether an integer node makes `value` from numbers of the same group."""
+    """Whether an integer node makes `value` from numbers of the same group alone."""
     producer = value.producer()
     form = None if producer is None else placement.others.get(producer)
     if producer is None or form is None:
         return False
     reads = [producer.inputs[index] for index in form.data]
-    return any(read in groups and groups.root(read) is groups.root(value) for read in reads if read is not None)
+    return all(read in groups and groups.root(read) is groups.root(value) for read in reads if read is not None)
 
 
 def distribution(names: Iterable[str], results: Results) -> ranges.Distribution:
@@ -76,22 +80,33 @@ def _distribution(result: HistogramResult) -> ranges.Distribution:
 
 
 def choose(found: ranges.Distribution, method: str, numbers: Grid) -> tuple[float, float]:
-    """The range that `method` covers of a distribution."""
+    """The range that `method` covers of a distribution, no wider than that and 0."""
     if method not in METHODS:
         raise OptionError(f"quantize: unknown way to choose ranges '{method}' (known: {', '.join(METHODS)})")
-    return METHODS[method](found, numbers)
+    low, high = METHODS[method](found, numbers)
+    return max(low, min(found.minimum, 0.0)), min(high, max(found.maximum, 0.0))
 
 
 def quantizer(low: float, high: float, dtype: ir.DataType, *, symmetric: bool) -> Quantizer:
-    """A quantizer that covers [low, high]; its largest number is never above `high`.
+    """A quantizer that covers [low, high]; unless it is symmetric, from inside where that costs next to nothing.
 
-    A float32 scale may round up, and a Clip is only absorbed by a range that lies inside of its own.
+    The zero point and a float32 scale are rounded, and a Clip is only absorbed by a range that lies inside of its own.
     """
     numbers = grid_of(dtype, symmetric=symmetric)
     scale, zero_point = parameters(low, high, numbers)
-    if not symmetric and low >= 0 and np.float32(numbers.steps) * scale > np.float32(high) > 0:
-        scale = np.nextafter(scale, np.float32(0))
+    if not symmetric:
+        zero = int(zero_point)
+        for steps, bound in ((numbers.high - zero, high), (zero - numbers.low, -low)):
+            scale = _within(scale, steps, np.float32(max(bound, 0.0)))
     return Quantizer(float(scale), int(zero_point), dtype)
+
+
+def _within(scale: Array, steps: int, bound: np.float32) -> Array:
+    """`scale`, so small that `steps` of it do not exceed `bound`; as it is where that would take more than a percent."""
+    smaller = scale
+    while np.float32(steps) * smaller > bound:
+        smaller = np.nextafter(np.minimum(smaller, np.float32(bound / steps)), np.float32(0))
+    return smaller if smaller >= _NEARLY * scale else scale
 
 
 def by_method(

@@ -34,8 +34,8 @@ from graphopt_passes.rewriting import Site
 
 def requests(model: ir.Model, context: PassContext) -> list[ChannelRange]:
     """What `equalize` wants to know."""
-    sites = Rescaling(model, context).sites
-    return rescaling.requests(between for site in sites for _, between in _all_between(site))
+    site = Rescaling(model, context).main
+    return rescaling.requests(between for _, between in _all_between(site))
 
 
 def equalize(
@@ -58,21 +58,20 @@ def equalize(
         clip_margin: at least 1; None leaves everything that is clipped alone.
     """
     run = Rescaling(model, context)
-    for site in run.sites:
-        for node in list(site.graph):
-            found = _between(node, site)
-            if found is None:
-                continue
-            if isinstance(found, str):
-                run.remarks.missed(label(node), f"kept: {found}")
-            elif found.ceilings and clip_margin is None:
-                run.remarks.missed(label(node), "kept: what it makes is clipped")
+    for node in list(run.main.graph):
+        found = _between(node, run.main)
+        if found is None:
+            continue
+        if isinstance(found, str):
+            run.remarks.missed(label(node), f"kept: {found}")
+        elif found.ceilings and clip_margin is None:
+            run.remarks.missed(label(node), "kept: what it makes is clipped")
+        else:
+            choice = _choice(found, results, activation, weight, clip_margin)
+            if choice is None:
+                run.remarks.missed(label(node), "kept: the ranges of its channels are not known")
             else:
-                choice = _choice(found, results, activation, weight, clip_margin)
-                if choice is None:
-                    run.remarks.missed(label(node), "kept: the ranges of its channels are not known")
-                else:
-                    run.choose(found, choice, site, label(node))
+                run.choose(found, choice, run.main, label(node))
     return run.result()
 
 

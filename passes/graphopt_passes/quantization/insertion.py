@@ -86,12 +86,9 @@ class _Insertion:
         integer = set(self.placement.integer_nodes())
         for layer in self.placement.layers:
             self._constants(layer, self.recipe.layers[layer.key])
-        made = {output for node in integer for output in node.outputs}
+        kernels = integer | self.placement.absorbed
         for value in self.placement.groups:
-            producer = value.producer()
-            # an absorbed activation belongs to the kernel before it
-            everyone = producer is not None and (producer in integer or not made.isdisjoint(producer.inputs))
-            self._pair(value, integer, everyone=everyone)
+            self._pair(value, integer, everyone=value.producer() in kernels)
         return list(self.touched)
 
     def _pair(self, value: ir.Value, integer: set[ir.Node], *, everyone: bool) -> None:
@@ -119,7 +116,7 @@ class _Insertion:
         """Let the graph's output be what the integers say, under its own name."""
         name, value.name = value.name, self.names.fresh(f"{value.name}_float")
         restored.name = name
-        restored.shape = value.shape
+        restored.shape = None if value.shape is None else value.shape.copy()
         restored.doc_string = value.doc_string
         restored.metadata_props.update(value.metadata_props)
         for position, output in enumerate(self.graph.outputs):

@@ -15,17 +15,23 @@ with nothing but elementwise work in between, where an error of one step shows i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.dataflow import only_reader
 from graphopt.ir.walk import constant_tensor
 from graphopt.ops.base import IntegerForm, input_at, operator
+from graphopt_passes.quantization.groups import Groups
 from graphopt_passes.quantization.targets import Target
 
 SELECTORS = frozenset({"NonMaxSuppression", "TopK", "ArgMax", "ArgMin"})
 """Operators that turn small differences of their input into other results."""
+
+NOT_FINITE = "its weight or bias is not finite"
+"""Why a layer stays float that makes the values behind it NaN or infinity."""
 
 _AVERAGING = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
 
@@ -65,42 +71,6 @@ class Layer:
         return 1 if self.node.op_type in ("Conv", "ConvTranspose") else -1
 
 
-class Groups:
-    """Values that share one scale: disjoint sets."""
-
-    def __init__(self) -> None:
-        self._parent: dict[ir.Value, ir.Value] = {}
-
-    def add(self, value: ir.Value) -> None:
-        """Quantize `value`, for itself so far."""
-        self._parent.setdefault(value, value)
-
-    def tie(self, first: ir.Value, second: ir.Value) -> None:
-        """Quantize both with one scale."""
-        self._parent[self.root(second)] = self.root(first)
-
-    def root(self, value: ir.Value) -> ir.Value:
-        """The value that stands for the group."""
-        self.add(value)
-        while self._parent[value] is not value:
-            self._parent[value] = self._parent[self._parent[value]]
-            value = self._parent[value]
-        return value
-
-    def __contains__(self, value: object) -> bool:
-        return value in self._parent
-
-    def __iter__(self) -> Iterator[ir.Value]:
-        return iter(self._parent)
-
-    def members(self) -> Mapping[ir.Value, list[ir.Value]]:
-        """The groups, each under the value that stands for it."""
-        found: dict[ir.Value, list[ir.Value]] = {}
-        for value in self._parent:
-            found.setdefault(self.root(value), []).append(value)
-        return found
-
-
 @dataclasses.dataclass
 class Placement:
     """The decision for one graph.
@@ -108,12 +78,14 @@ class Placement:
     Attributes:
         layers: operators with weights on integers, in topological order.
         others: operators without weights on integers.
+        absorbed: activations that run inside the kernel before them.
         groups: the quantized values.
         kept: nodes with an integer kernel that stay float, and why.
     """
 
     layers: list[Layer] = dataclasses.field(default_factory=list)
     others: dict[ir.Node, IntegerForm] = dataclasses.field(default_factory=dict)
+    absorbed: set[ir.Node] = dataclasses.field(default_factory=set)
     groups: Groups = dataclasses.field(default_factory=Groups)
     kept: dict[ir.Node, str] = dataclasses.field(default_factory=dict)
 
@@ -149,6 +121,7 @@ class _Placing:
         self.heads = _heads(self.nodes, target) if keep_heads else frozenset()
         self.found = Placement()
         self.integer: dict[ir.Node, IntegerForm] = {}
+        self.limits: dict[ir.Value, tuple[float, float] | None] = {}
 
     def run(self) -> Placement:
         for node in self.nodes:
@@ -159,11 +132,9 @@ class _Placing:
             elif layer is not None:
                 self.found.kept[node] = layer
         self._join()
-        absorbed = {reader for node in self.integer if (reader := self._absorbed(node)) is not None}
-        for reader in absorbed & self.integer.keys():
-            del self.integer[reader], self.found.others[reader]
+        self._absorb()
         for node, form in self.integer.items():
-            self._quantize_around(node, form, absorbed)
+            self._quantize_around(node, form)
         return self.found
 
     def _layer(self, node: ir.Node) -> Layer | str | None:
@@ -174,6 +145,8 @@ class _Placing:
         data, weight = input_at(node, form.data[0]), input_at(node, form.weight)
         if data is None or weight is None:
             return None
+        if _is_quantized(data) or _is_quantized(weight) or self._is_quantized_behind(node):
+            return "it is quantized already"
         tensor = constant_tensor(weight)
         if tensor is None:
             return self._product(node, form)
@@ -181,8 +154,6 @@ class _Placing:
             return "excluded"
         if constant_tensor(data) is not None:
             return "both of its inputs are constant"
-        if _is_quantized(data) or _is_quantized(weight):
-            return "it is quantized already"
         if tensor.dtype != ir.DataType.FLOAT or data.dtype != ir.DataType.FLOAT:
             return f"its weight is {tensor.dtype.name.lower()}, not float32"
         if len(tensor.shape) < 2 or (node.op_type == "MatMul" and len(tensor.shape) != 2):
@@ -193,6 +164,10 @@ class _Placing:
         constant = constant_tensor(bias)
         if bias is not None and constant is None:
             return "its bias is not constant"
+        if constant is not None and constant.size != 1 and constant.size != constant.shape[-1]:
+            return "its bias differs from row to row"
+        if not all(np.isfinite(array.numpy()).all() for array in (tensor, constant) if array is not None):
+            return NOT_FINITE
         return Layer(node, form, data, tensor, constant)
 
     def _product(self, node: ir.Node, form: IntegerForm) -> str | None:
@@ -240,33 +215,67 @@ class _Placing:
         form = self.integer.get(node)
         return form is not None and index in form.data
 
+    def _absorb(self) -> None:
+        """Leave activations to the kernels before them, and note between which numbers these keep values."""
+        for node in self.nodes:
+            form = self.integer.get(node)
+            reader = self._absorbed(node)
+            if reader is not None:
+                self.found.absorbed.add(reader)
+                self.found.others.pop(reader, None)
+                self.integer.pop(reader, None)
+                self.limits[reader.outputs[0]] = _bounds(reader)
+            elif form is not None and form.same_scale:
+                limits = {self.limits.get(value) for value in _data(node, form)}
+                if len(limits) == 1:
+                    self.limits.update(dict.fromkeys(node.outputs, limits.pop()))
+
     def _absorbed(self, node: ir.Node) -> ir.Node | None:
         """The activation that runs inside the kernel of `node`."""
-        if self.integer[node].same_scale or len(node.outputs) != 1:
+        form = self.integer.get(node)
+        if form is None or form.same_scale or len(node.outputs) != 1:
             return None
         reader = only_reader(node.outputs[0])
-        return reader if reader and reader.domain == "" and reader.op_type in self.target.absorbed else None
+        return None if reader is None or self.excluded(reader) or not self._may_absorb(reader) else reader
 
-    def _quantize_around(self, node: ir.Node, form: IntegerForm, absorbed: set[ir.Node]) -> None:
+    def _may_absorb(self, node: ir.Node) -> bool:
+        limits = _bounds(node) if node.domain == "" and node.op_type in self.target.absorbed else None
+        return limits is not None and limits[0] <= 0 <= limits[1]
+
+    def _is_quantized_behind(self, node: ir.Node) -> bool:
+        """Whether what `node` makes is quantized already, behind an activation or not."""
+        reader = only_reader(node.outputs[0])
+        behind = reader.outputs if reader is not None and self._may_absorb(reader) else ()
+        return any(use.node.op_type == "QuantizeLinear" for value in (*node.outputs, *behind) for use in value.uses())
+
+    def _quantize_around(self, node: ir.Node, form: IntegerForm) -> None:
         """Quantize what `node` reads and what it makes, and tie what holds the same numbers."""
         values = inputs = _data(node, form)
         for output in node.outputs:
             reader = only_reader(output)
-            made = reader.outputs[0] if reader in absorbed and reader is not None else output
+            made = reader.outputs[0] if reader is not None and reader in self.found.absorbed else output
             wanted = any(self._wants(use.node, use.idx) for use in made.uses())
-            if output.name and (wanted or node.op_type not in self.target.float_results):
+            needed = made.uses() or made.is_graph_output()
+            if wanted or (needed and node.op_type not in self.target.float_results):
                 values = [*values, made]
         for value in values:
             self.found.groups.add(value)
         if node.op_type in self.target.tied:
-            values = [value for value in values if value not in inputs or self._feeds_alone(value)]
+            alike = len({self.limits.get(value) for value in inputs}) == 1
+            values = [value for value in values if value not in inputs or self._may_tie(value, alike=alike)]
         elif not form.same_scale:
             return
         for value in values:
             self.found.groups.tie(values[-1], value)
 
-    def _feeds_alone(self, value: ir.Value) -> bool:
-        """Whether a kernel makes `value` for one reader, whose scale it may take without a loss for others."""
+    def _may_tie(self, value: ir.Value, *, alike: bool) -> bool:
+        """Whether a kernel makes `value` for one reader, whose scale it may take without a loss for others.
+
+        An activation is only absorbed by a range inside its limits, which is not the case once it is shared with values
+        that are not `alike`.
+        """
+        if not alike and self.limits.get(value) is not None:
+            return False
         producer = value.producer()
         form = None if producer is None else self.integer.get(producer)
         return only_reader(value) is not None and not (form is not None and form.same_scale)
@@ -285,6 +294,21 @@ def _may_quantize(value: ir.Value | None) -> bool:
         and constant_tensor(value) is None
         and not _is_quantized(value)
     )
+
+
+def _bounds(activation: ir.Node) -> tuple[float, float] | None:
+    """Between which numbers a Relu or Clip keeps its output; None where that is not known."""
+    if activation.op_type == "Relu":
+        return 0.0, math.inf
+    bounds = [-math.inf, math.inf]
+    for index in (0, 1):
+        value = input_at(activation, index + 1)
+        tensor = constant_tensor(value)
+        if tensor is not None and tensor.size == 1:
+            bounds[index] = float(tensor.numpy().reshape(()))
+        elif value is not None:
+            return None
+    return bounds[0], bounds[1]
 
 
 def _is_quantized(value: ir.Value) -> bool:

@@ -103,6 +103,11 @@ class Rescaling:
         names = FreshNames(model)
         self.sites = [Site(model, graph, scope, names, context) for scope in scopes(model) for graph in scope.graphs()]
 
+    @property
+    def main(self) -> Site:
+        """The main graph, the only one whose values can be measured."""
+        return self.sites[0]
+
     def choose(self, between: Between, choice: Choice, site: Site, where: str) -> None:
         """Divide by the chosen factors where they are worth it, and remark on it."""
         if choice.after >= choice.before:
@@ -183,13 +188,14 @@ def requests(betweens: Iterable[Between]) -> list[ChannelRange]:
 
 
 def channels(between: Between, results: Results) -> Channels | None:
-    """The channels as the readers read them; None where their ranges are not known."""
+    """The channels as the readers read them; None where their ranges are not known, or a weight is not finite."""
     wanted = [ChannelRange(place.name, place.axis) for place in between.read.values()]
-    if any(request not in results for request in wanted):
+    read_by = [weights(reader) for reader in between.readers]
+    if any(request not in results for request in wanted) or not all(np.isfinite(weight).all() for weight in read_by):
         return None
     found = [results[request] for request in wanted]
     low, high = np.min([r.low for r in found], axis=0), np.max([r.high for r in found], axis=0)
-    return Channels(low, high, [weights(reader) for reader in between.readers])
+    return Channels(low, high, read_by)
 
 
 def _read(between: Between, place: Place, node: ir.Node, index: int, site: Site) -> Place | str | None:

@@ -142,7 +142,7 @@ class _Trial:
 
     def _run(self, batch: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         outputs = self._session.run({**self._off, **batch.feeds, **feeds})
-        return [np.asarray(outputs[name])[: batch.count] for name in self._watched]
+        return [np.atleast_1d(outputs[name])[: batch.count] for name in self._watched]
 
 
 class _Error:
@@ -154,6 +154,8 @@ class _Error:
         self._count = 0
 
     def add(self, exact: np.ndarray, found: np.ndarray) -> None:
+        finite = np.isfinite(exact) & np.isfinite(found)  # masks are infinite
+        exact, found = np.where(finite, exact, 0), np.where(finite, found, 0)
         difference = found.astype(np.float64) - exact
         self._signal += float(np.square(exact, dtype=np.float64).sum())
         self._noise += float(np.square(difference).sum())

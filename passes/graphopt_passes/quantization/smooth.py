@@ -29,11 +29,9 @@ _WRITTEN_OUT = frozenset({"Add", "Mul"})
 
 def requests(model: ir.Model, context: PassContext) -> list[ChannelRange]:
     """What `smooth` wants to know."""
+    site = Rescaling(model, context).main
     return rescaling.requests(
-        found
-        for site in Rescaling(model, context).sites
-        for _, found in _all_between(site)
-        if isinstance(found, Between) and not found.ceilings
+        found for _, found in _all_between(site) if isinstance(found, Between) and not found.ceilings
     )
 
 
@@ -57,17 +55,16 @@ def smooth(
         weight: the grid of weights, which have one scale per output channel.
     """
     run = Rescaling(model, context)
-    for site in run.sites:
-        for node, found in list(_all_between(site)):
-            if isinstance(found, str):
-                if node.op_type not in _WRITTEN_OUT:
-                    run.remarks.missed(label(node), f"kept: {found}")
-                continue
-            channels = rescaling.channels(found, results)
-            if found.ceilings or channels is None:
-                run.remarks.missed(label(node), "kept: what it makes is clipped, or its ranges are not known")
-                continue
-            run.choose(found, _choice(channels, alpha, activation, weight), site, label(node))
+    for node, found in list(_all_between(run.main)):
+        if isinstance(found, str):
+            if node.op_type not in _WRITTEN_OUT:
+                run.remarks.missed(label(node), f"kept: {found}")
+            continue
+        channels = rescaling.channels(found, results)
+        if found.ceilings or channels is None:
+            run.remarks.missed(label(node), "kept: what it makes is clipped, or its ranges are not known")
+            continue
+        run.choose(found, _choice(channels, alpha, activation, weight), run.main, label(node))
     return run.result()
 
 

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from graphopt.errors import DataError
 from graphopt.ir.walk import label, subgraphs
+from graphopt.ops.base import operator
 from graphopt.pipeline.base import PassContext, PassResult, Remark
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
@@ -28,7 +29,7 @@ from graphopt.runtime.requests import Gram, GramResult, Moments, PatchGram, Requ
 from graphopt_passes.numerics.feedback_rounding import centred, feedback_round
 from graphopt_passes.quantization import calibration, equalize, layers
 from graphopt_passes.quantization.insertion import Array, LayerWeights, Quantizer, Recipe, insert
-from graphopt_passes.quantization.placement import Layer, Placement, place
+from graphopt_passes.quantization.placement import NOT_FINITE, Layer, Placement, place
 from graphopt_passes.quantization.selection import select
 from graphopt_passes.quantization.targets import Target
 
@@ -88,8 +89,10 @@ class _Static:
         self.touched: dict[ir.Node, None] = {}
 
     def run(self) -> PassResult:
-        if not self._place(self.model).layers:
-            self._remark_kept(self._place(self.model))
+        placement = self._place(self.model)
+        if not placement.layers:
+            self.remarks.missed("the model", "stays float: no layer with constant float32 weights can run on integers")
+            self._remark_kept(placement)
             return PassResult(False, (), self.remarks.listed())
         remarks = self._equalize() if self.settings.equalize else ()
         placement = self._place(self.model)
@@ -112,7 +115,7 @@ class _Static:
             return ()
         rescaled = equalize.equalize(
             self.model,
-            self.evidence.collect(self.model, wanted),
+            self._collect(wanted),
             self.context,
             activation=calibration.grid_of(self.settings.activations, symmetric=self.target.symmetric),
             weight=layers.grid(self.target),
@@ -125,7 +128,17 @@ class _Static:
         wanted: list[Request[Any]] = [*calibration.requests(placement)]
         if self.settings.correct_biases:
             wanted += [_mean(layer) for layer in placement.layers if layer.form.bias is not None]
-        return self.evidence.collect(self.model, wanted)
+        return self._collect(wanted)
+
+    def _collect(self, wanted: Collection[Request[Any]]) -> Results:
+        try:
+            return self.evidence.collect(self.model, wanted)
+        except DataError as error:
+            kept = self._place(self.model).kept
+            broken = next((label(node) for node, why in kept.items() if why == NOT_FINITE), None)
+            if broken is None:
+                raise
+            raise DataError(f"{error}; the weight or bias of {broken} does too") from error
 
     def _quantizers(self, placement: Placement, results: Results) -> dict[ir.Value, Quantizer]:
         dtype, symmetric = self.settings.activations, self.target.symmetric
@@ -144,8 +157,8 @@ class _Static:
         """`recipe` with weights and biases that make up for errors, found on a quantized copy of the model."""
         trial = self.model.clone()
         copy = self._place(trial)
+        nodes = {layer.key: layer.node for layer in copy.layers}  # before graph outputs hand their names over
         insert(trial, trial.graph, copy, recipe)
-        nodes = {layer.key: layer.node for layer in copy.layers}
         tied = _tied(placement.layers)
         repaired = dict(recipe.layers)
         with self.evidence.stepper(trial) as stepper:
@@ -155,7 +168,8 @@ class _Static:
                     weights = self._rounded(layer, node, weights, stepper)
                 if self.settings.correct_biases and weights.bias is not None:
                     data = recipe.values[layer.data.name or ""]
-                    weights = self._corrected(layer, node, weights, data, float_results, stepper)
+                    mean = float_results[_mean(layer)].mean
+                    weights = self._corrected(layer, node, weights, data, mean, stepper)
                 repaired[layer.key] = weights
                 stepper.advance([node.outputs[0]])
         return Recipe(recipe.values, repaired)
@@ -181,13 +195,13 @@ class _Static:
         node: ir.Node,
         weights: LayerWeights,
         data: Quantizer,
-        float_results: Results,
+        mean: Array,
         stepper: Stepper,
     ) -> LayerWeights:
-        """The bias, moved by what the mean of the output is off."""
-        bias, request = layers.float_bias(layer), _mean(layer)
+        """The bias, moved by what the output is off its `mean` in float."""
+        bias, request = layers.float_bias(layer), Moments(node.outputs[0].name or "", layer.output_axis)
         assert bias is not None
-        bias += float_results[request].mean - stepper.collect([request])[request].mean
+        bias += mean - stepper.collect([request])[request].mean
         stored = layers.integer_bias(bias, weights, self.target, data)
         _store(node, layer.form.bias, stored)
         return dataclasses.replace(weights, bias=stored)
@@ -196,13 +210,21 @@ class _Static:
         for node, why in placement.kept.items():
             self.remarks.missed(label(node), f"stays float: {why}")
         for node in self.model.graph:
-            if any(self._layers_in(body) for body in subgraphs(node)):
+            if any(self._layers_in(body) for body in self._bodies(node)):
                 self.remarks.missed(label(node), "its bodies stay float: what flows inside is not measured")
 
     def _layers_in(self, body: ir.Graph) -> bool:
-        """Whether `body`, or a body in it, has layers that would be quantized outside."""
-        found = place(body, self.target, excluded=self.context.excluded, keep_heads=False)
-        return bool(found.layers) or any(self._layers_in(inner) for node in body for inner in subgraphs(node))
+        """Whether `body`, or a body in it, multiplies in a way that has integer kernels."""
+        for node in body:
+            form = operator(node).integer_form(node) if node.op_type in self.target.kernels else None
+            if form is not None and form.weight is not None:
+                return True
+        return any(self._layers_in(inner) for node in body for inner in self._bodies(node))
+
+    def _bodies(self, node: ir.Node) -> Sequence[ir.Graph]:
+        """The bodies of `node`, or that of the function it calls."""
+        function = self.model.functions.get(node.op_identifier())
+        return tuple(subgraphs(node)) if function is None else (function.graph,)
 
 
 def _mean(layer: Layer) -> Moments:
@@ -214,7 +236,7 @@ def _second_moments(layer: Layer, node: ir.Node, rows: int) -> Request[GramResul
     if layers.matrix_inputs(layer) > MOST_MOMENTS or layer.node.op_type == "ConvTranspose":
         return None
     if layer.node.op_type == "Conv":
-        return PatchGram(node.name or layer.key, rows)
+        return PatchGram(node.outputs[0].name or "", rows)
     data = node.inputs[layer.form.data[0]]
     assert data is not None
     return Gram(data.name or "", -1, rows)
