@@ -7,7 +7,7 @@
    now carry the errors of all layers before it: round the weight with error feedback from the second moments of these
    inputs (`numerics.feedback_rounding`), then move the bias by the difference that is left between the means of the
    output in float and now (Nagel et al. 2019, section 4.2, empirical and sequential).
-4. Write QuantizeLinear and DequantizeLinear (`insertion`).
+4. Write QuantizeLinear and DequantizeLinear (`insertion`), and keep what stays float in float (`islands`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from graphopt.runtime.requests import Gram, GramResult, Moments, PatchGram, Requ
 from graphopt_passes.numerics.feedback_rounding import centred, feedback_round
 from graphopt_passes.quantization import calibration, equalize, layers
 from graphopt_passes.quantization.insertion import Array, LayerWeights, Quantizer, Recipe, insert
+from graphopt_passes.quantization.islands import keep_float
 from graphopt_passes.quantization.placement import NOT_FINITE, Layer, Placement, place
 from graphopt_passes.quantization.selection import select
 from graphopt_passes.quantization.targets import Target
@@ -102,6 +103,8 @@ class _Static:
         if self.settings.feedback or self.settings.correct_biases:
             recipe = self._repaired(placement, recipe, results)
         self.touched.update(dict.fromkeys(insert(self.model, self.model.graph, placement, recipe)))
+        if self.target.quantizes_floats:
+            self.touched.update(dict.fromkeys(keep_float(self.model, self.model.graph)))
         self._remark_kept(placement)
         touched = [node for node in self.touched if node.graph is not None]
         return PassResult(True, touched, (*remarks, *self.remarks.listed()))

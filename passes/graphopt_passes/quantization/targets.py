@@ -45,6 +45,7 @@ class Target:
             instead of twice. Operators that only move data always share.
         products: whether a MatMul of two activations is quantized.
         quantized_bias: whether the bias is int32 with a DequantizeLinear of its own.
+        quantizes_floats: whether it quantizes float weights between quantized values unless it is kept from it (`islands`).
         dynamic_products: whether MatMul with weights is faster when its input is quantized as it comes.
     """
 
@@ -59,6 +60,7 @@ class Target:
     tied: frozenset[str] = frozenset({"Concat"})
     products: bool = False
     quantized_bias: bool = True
+    quantizes_floats: bool = False
     dynamic_products: bool = False
 
 
@@ -70,8 +72,16 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         for target in (
             # u8 activations: with s8 the residual Adds fall out of integer. Softmax and attention products stay float:
             # on integers they take twice the time.
-            Target("ort-x86", _ORT, float_results=frozenset({"Gemm", "MatMul"}), dynamic_products=True),
-            Target("ort-arm", _ORT, ir.DataType.INT8, float_results=frozenset({"Gemm", "MatMul"})),
+            Target(
+                "ort-x86",
+                _ORT,
+                float_results=frozenset({"Gemm", "MatMul"}),
+                quantizes_floats=True,
+                dynamic_products=True,
+            ),
+            Target(
+                "ort-arm", _ORT, ir.DataType.INT8, float_results=frozenset({"Gemm", "MatMul"}), quantizes_floats=True
+            ),
             Target(
                 "tensorrt",
                 (_COMMON - {"Mul", "Concat"}) | {"ConvTranspose", "MaxPool"},
