@@ -85,6 +85,11 @@ def test_a_second_run_changes_nothing() -> None:
     assert operators(again.model) == operators(once)
 
 
+def test_the_same_input_gives_the_same_bytes() -> None:
+    first, second = (quantized(small_model()).model.SerializeToString() for _ in range(2))
+    assert first == second
+
+
 def test_weights_are_per_channel_and_biases_in_units_of_the_sums() -> None:
     model = quantized(small_model()).model
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}

@@ -14,7 +14,6 @@ and one that is off has a step so small that nothing is lost: 2^-22 of what the 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import onnx_ir as ir
 
 from graphopt.ir.surgery import FreshNames
 from graphopt.pipeline.evidence import Evidence
+from graphopt.pricing import price
 from graphopt_passes.numerics.quantizer import Grid
 from graphopt_passes.quantization import calibration
 from graphopt_passes.quantization.insertion import Quantizer
@@ -34,8 +34,8 @@ CANDIDATES = ("mse", "minmax", "percentile-99.99", "entropy")
 _CLEARLY = 0.9
 """Another candidate than the first is taken where it leaves this part of its error."""
 _SAMPLES = 32
-_BATCH = 4
-_SECONDS = 6.0
+_WORK = 2e11
+"""Multiply-accumulates that all trials together may take, some seconds: a bound on time would not repeat itself."""
 _ALIKE = 0.02
 _OFF = 2.0**-22
 
@@ -79,8 +79,9 @@ def select(
     open_questions = {root: found for root, found in quantizers.items() if len(found) > 1}
     best = {root: found[0] for root, found in quantizers.items()}
     if open_questions:
-        trial = _Trial(model, placement, distributions, evidence, grid)
-        trial.spend(sum(map(len, open_questions.values())))
+        work = (price(model).macs or 1) * sum(map(len, open_questions.values()))
+        few = evidence.subset(max(1, min(_SAMPLES, int(_WORK / work))))
+        trial = _Trial(model, placement, distributions, few, grid)
         for root, found in open_questions.items():
             errors = [trial.error({root: quantizer}) for quantizer in found]
             if min(errors) < _CLEARLY * errors[0]:
@@ -110,21 +111,12 @@ class _Trial:
         grid: Grid,
     ) -> None:
         self._grid = grid
-        self._evidence = evidence.subset(_SAMPLES)
         copy = model.clone()
         self._watched = _expose_logits(copy)
         self._switches, self._off = _add_switches(copy, placement, distributions)
         self._session = evidence.session(copy)
-        self._batches = list(self._evidence.samples.batches(_BATCH))
+        self._batches = list(evidence.samples.batches())
         self._reference = [self._run(batch, {}) for batch in self._batches]
-
-    def spend(self, runs: int) -> None:
-        """Leave out batches until `runs` trials fit the time that this is worth."""
-        started = time.perf_counter()
-        self._run(self._batches[0], {})
-        seconds = time.perf_counter() - started
-        count = max(1, min(len(self._batches), math.floor(_SECONDS / max(1e-6, seconds * runs))))
-        self._batches, self._reference = self._batches[:count], self._reference[:count]
 
     def error(self, chosen: Mapping[ir.Value, Quantizer]) -> float:
         """Squared error over squared signal of the outputs, their mean, with these groups quantized."""
