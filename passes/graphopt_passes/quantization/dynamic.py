@@ -22,16 +22,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir.surgery import FreshNames, scopes
 from graphopt.ir.walk import label
 from graphopt.ops.base import input_at
 from graphopt.pipeline.base import PassContext, Remark
-from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.numerics.quantizer import S8_NARROW, Grid, parameters, quantize
 from graphopt_passes.quantization import tables
-from graphopt_passes.quantization.derived import Derived
+from graphopt_passes.quantization.node_by_node import NodeByNode
 from graphopt_passes.quantization.products import Product, product
-from graphopt_passes.rewriting import Site, still_there
+from graphopt_passes.rewriting import Site
 
 SINCE = 11
 """The opset from which on there is DynamicQuantizeLinear."""
@@ -40,6 +38,7 @@ S7_NARROW = Grid(-63, 63, symmetric=True)
 """Weights whose products with u8 activations fit 16 bits in pairs, as processors without VNNI add them."""
 
 _FLOAT = frozenset({ir.DataType.FLOAT})
+_DONE = "quantized dynamically"
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
@@ -65,7 +64,8 @@ def apply(
     Returns:
         The nodes that are new or changed, and remarks.
     """
-    return _Dynamic(model, context, S7_NARROW if reduce_range else S8_NARROW, conv, embeddings, only).run()
+    run = _Dynamic(model, context, S7_NARROW if reduce_range else S8_NARROW, conv, embeddings, only)
+    return run.run(), run.remarks.listed()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Quantized:
     zero_point: ir.Value
 
 
-class _Dynamic:
+class _Dynamic(NodeByNode):
     def __init__(
         self,
         model: ir.Model,
@@ -87,60 +87,34 @@ class _Dynamic:
         embeddings: bool,
         only: Callable[[ir.Node], bool] | None,
     ) -> None:
-        self.model = model
-        self.context = context
+        super().__init__(model, context, only)
         self.grid = grid
         self.conv = conv
         self.embeddings = embeddings
-        self.only = only
-        self.names = FreshNames(model)
-        self.derived = Derived(self.names)
-        self.remarks = Remarks()
-        self.touched: dict[ir.Node, None] = {}
         self.activations: dict[ir.Value, _Quantized] = {}
         self.views: dict[ir.Node, None] = {}
 
-    def run(self) -> tuple[list[ir.Node], tuple[Remark, ...]]:
-        for scope in scopes(self.model):
-            for graph in list(scope.graphs()):
-                self.views = {}
-                self.activations = {}  # a body's own: what is quantized inside need not exist outside
-                site = Site(self.model, graph, scope, self.names, self.context)
-                for node in list(graph):
-                    self.visit(node, site)
-                for view in reversed(self.views):
-                    site.remove_unread(view)
-                site.editor.commit()
-        return still_there(self.touched, self.model), self.remarks.listed()
+    def convert(self, site: Site) -> None:
+        """Convert one graph; what is quantized inside a body need not exist outside."""
+        self.activations, self.views = {}, {}
+        super().convert(site)
+        for view in reversed(self.views):
+            site.remove_unread(view)
 
-    def visit(self, node: ir.Node, site: Site) -> None:
-        """Quantize `node`, or say why not."""
-        if not site.may_touch(node) or (self.only is not None and not self.only(node)):
-            return
-        where = label(node)
-        try:
-            outcome = self.rewrite(node, site)
-        except ValueError:  # of `parameters`
-            outcome = "its weight is not finite"
-        if isinstance(outcome, str):
-            self.remarks.missed(where, f"left float: {outcome}")
-        elif outcome is not None:
-            self.remarks.applied(where, outcome[0])
-            self.touched.update(dict.fromkeys(outcome[1]))
-
-    def rewrite(self, node: ir.Node, site: Site) -> tuple[str, Sequence[ir.Node]] | str | None:
-        """What was done with which new nodes; why nothing was; None where there is nothing to do."""
+    def rewrite(self, node: ir.Node, site: Site) -> Sequence[ir.Node] | str | None:
+        """See `NodeByNode`."""
         table = tables.table(node, site, _FLOAT) if self.embeddings else None
         if isinstance(table, str):
             return table
         if table is not None:
-            return "rows in 8 bits", tables.gather_8_bits(node, table, site, self.derived)
+            self.remarks.applied(label(node), "rows in 8 bits")
+            return tables.gather_8_bits(node, table, site, self.derived)
         found = product(node, site, _FLOAT)
         if node.op_type == "Conv" and node.domain == "" and self.conv:
             return self.convolution(node, site)
         if found is None or isinstance(found, str):
             return found
-        return "too old an opset" if site.opset < SINCE else ("quantized dynamically", self.product(found, site))
+        return "too old an opset" if site.opset < SINCE else self.product(found, site)
 
     # --- The rewrites
 
@@ -159,6 +133,7 @@ class _Dynamic:
         result = self.scaled(integer, data, scale, node, site, new)
         if found.added is not None and found.beta != 0:
             result = self.added(found, result, site, new)
+        self.remarks.applied(label(node), _DONE)
         return [*new, *site.replace(node, result)]
 
     def columns(self, found: Product) -> dict[str, np.ndarray]:
@@ -179,7 +154,7 @@ class _Dynamic:
         new.append(site.new_node("Add", [result, summand], node.outputs[0], node))
         return new[-1].outputs[0]
 
-    def convolution(self, node: ir.Node, site: Site) -> tuple[str, Sequence[ir.Node]] | str:
+    def convolution(self, node: ir.Node, site: Site) -> Sequence[ir.Node] | str:
         """ConvInteger in place of Conv."""
         weight, data = node.inputs[1], node.inputs[0]
         tensor = site.constant(weight)
@@ -210,7 +185,8 @@ class _Dynamic:
             reshape.outputs[0].shape = None
             new += [reshape, site.new_node("Add", [result, reshape.outputs[0]], node.outputs[0], node)]
             result = new[-1].outputs[0]
-        return "quantized dynamically", [*new, *site.replace(node, result)]
+        self.remarks.applied(label(node), _DONE)
+        return [*new, *site.replace(node, result)]
 
     # --- Their parts
 

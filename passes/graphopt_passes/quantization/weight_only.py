@@ -24,16 +24,14 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir.surgery import FreshNames, scopes
 from graphopt.ir.walk import label
 from graphopt.pipeline.base import PassContext, Remark
-from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.numerics.blockwise import quantize, ranges, sums
 from graphopt_passes.numerics.quantizer import S4_SYMMETRIC, S8_SYMMETRIC, U4, U8, Array, Grid
 from graphopt_passes.quantization import tables
-from graphopt_passes.quantization.derived import Derived
+from graphopt_passes.quantization.node_by_node import NodeByNode
 from graphopt_passes.quantization.products import PRODUCTS, Product, product
-from graphopt_passes.rewriting import Site, still_there
+from graphopt_passes.rewriting import Site
 
 SINCE = 21
 """The opset from which on DequantizeLinear knows blocks and 4-bit types."""
@@ -163,10 +161,14 @@ def apply(
     Returns:
         The nodes that are new or changed, and remarks.
     """
-    return _WeightOnly(model, context, form, embeddings, round_weights, only).run()
+    run = _WeightOnly(model, context, form, embeddings, round_weights, only)
+    touched = run.run()
+    if touched:
+        model.ir_version = max(model.ir_version, _IR_VERSION)
+    return touched, (*run.summary(), *run.remarks.listed())
 
 
-class _WeightOnly:
+class _WeightOnly(NodeByNode):
     def __init__(
         self,
         model: ir.Model,
@@ -176,47 +178,16 @@ class _WeightOnly:
         round_weights: RoundWeights | None,
         only: Callable[[ir.Node], bool] | None,
     ) -> None:
-        self.model = model
-        self.context = context
+        super().__init__(model, context, only)
         self.form = form
         self.embeddings = embeddings
         self.round_weights = round_weights
-        self.only = only
-        self.names = FreshNames(model)
-        self.derived = Derived(self.names)
-        self.remarks = Remarks()
-        self.touched: dict[ir.Node, None] = {}
         self.restored: dict[tuple[ir.Graph, ir.Value], ir.Value] = {}
         self.shared: set[ir.Value] = set()
         self.sums = _Sums()
 
-    def run(self) -> tuple[list[ir.Node], tuple[Remark, ...]]:
-        for scope in scopes(self.model):
-            for graph in list(scope.graphs()):
-                site = Site(self.model, graph, scope, self.names, self.context)
-                for node in list(graph):
-                    self.visit(node, site)
-                site.editor.commit()
-        if self.touched:
-            self.model.ir_version = max(self.model.ir_version, _IR_VERSION)
-        return still_there(self.touched, self.model), (*self.summary(), *self.remarks.listed())
-
-    def visit(self, node: ir.Node, site: Site) -> None:
-        """Quantize the weight of `node`, or say why not."""
-        if not site.may_touch(node) or (self.only is not None and not self.only(node)):
-            return
-        where = label(node)
-        try:
-            outcome = self.rewrite(node, site)
-        except ValueError:  # of `ranges`
-            outcome = "its weight is not finite"
-        if isinstance(outcome, str):
-            self.remarks.missed(where, f"left float: {outcome}")
-        elif outcome is not None:
-            self.touched.update(dict.fromkeys(outcome))
-
     def rewrite(self, node: ir.Node, site: Site) -> Sequence[ir.Node] | str | None:
-        """New and changed nodes; why there are none; None where there is nothing to do."""
+        """See `NodeByNode`."""
         table = tables.table(node, site, frozenset({ir.DataType.FLOAT})) if self.embeddings else None
         if isinstance(table, str):
             return table
@@ -257,7 +228,7 @@ class _WeightOnly:
         """Whether `node` is a product that reads the weight of `found` in the same way and may be changed."""
         if node is found.node:
             return True
-        if self.context.excluded(node) or (self.only is not None and not self.only(node)):
+        if self.context.excluded(node) or not self.allowed(node):
             return False
         transposed = node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
         second = len(node.inputs) > 1 and node.inputs[1] is found.weight and node.inputs[0] is not found.weight
