@@ -6,11 +6,10 @@ asking for more statistics in one call costs one run over the samples, asking in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
@@ -82,23 +81,6 @@ class Evidence:
         from graphopt.runtime.session import Session, SessionOptions
 
         return Session(model, SessionOptions(threads=self._threads, provider=self._provider))
-
-    def outputs(self, model: ir.Model, names: Sequence[str] | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """Values of `model`, by default its outputs, one batch after the other; only real samples' rows.
-
-        Args:
-            model: what to run.
-            names: outputs to return.
-        """
-        session = self.session(model)
-        for batch in self.samples.batches():
-            rows = next(iter(batch.feeds.values())).shape[:1]
-            wanted = session.run(batch.feeds)
-            yield {
-                name: array[: batch.count] if array.shape[:1] == rows else array
-                for name, array in wanted.items()
-                if names is None or name in names
-            }
 
     def latency(self, before: ir.Model, after: ir.Model, *, seconds: float = 1.0, confidence: float = 0.9) -> Latency:
         """Time of `after` against `before`, on one of the samples."""

@@ -139,12 +139,9 @@ class ChannelRangeOf:
 
     def add(self, *views: View) -> None:
         """See `Accumulator`."""
-        (view,) = views
-        view.finite_extremes()
-        x = _channels_in_the_middle(view, self._axis)
+        x = _finite_channels(views, self._axis, self._low)
         if not x.size:
             return
-        _same_extent(view, self._low, x.shape[1])
         self._low = np.minimum(self._low, x.min(axis=2).min(axis=0)).astype(np.float64)
         self._high = np.maximum(self._high, x.max(axis=2).max(axis=0)).astype(np.float64)
 
@@ -164,12 +161,9 @@ class MomentsOf:
 
     def add(self, *views: View) -> None:
         """See `Accumulator`."""
-        (view,) = views
-        view.finite_extremes()
-        x = _channels_in_the_middle(view, self._axis)
+        x = _finite_channels(views, self._axis, self._mean)
         if not x.size:
             return
-        _same_extent(view, self._mean, x.shape[1])
         step = max(1, _PIECE // (x.shape[1] * x.shape[2]))
         for start in range(0, x.shape[0], step):
             self._merge(x[start : start + step].astype(np.float64))
@@ -192,12 +186,12 @@ class MomentsOf:
         return MomentsResult(self._mean, self._squares / self._count, self._count)
 
 
-def _channels_in_the_middle(view: View, axis: int) -> np.ndarray:
-    """(everything before, C, everything after)."""
+def _finite_channels(views: tuple[View, ...], axis: int, so_far: Any) -> np.ndarray:
+    """(before, C, after) of the one view. Raises DataError unless all is finite, and C what it is in `so_far`."""
+    (view,) = views
+    view.finite_extremes()
     shape, axis = view.array.shape, view.channel_axis(axis)
-    return view.array.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
-
-
-def _same_extent(view: View, so_far: Any, extent: int) -> None:
-    if np.ndim(so_far) and len(so_far) != extent:
-        raise DataError(f"value '{view.name}' has {len(so_far)} channels on some samples and {extent} on others")
+    x = view.array.reshape(math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+    if x.size and np.ndim(so_far) and len(so_far) != x.shape[1]:
+        raise DataError(f"value '{view.name}' has {len(so_far)} channels on some samples and {x.shape[1]} on others")
+    return x

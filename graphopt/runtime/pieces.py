@@ -20,18 +20,13 @@ from graphopt.runtime.session import Session, SessionOptions
 _OLDEST_FREE_INITIALIZERS = 4  # IR version from which on initializers need not be graph inputs
 
 
-def value_named(model: ir.Model, name: str) -> ir.Value:
-    """The value of the main graph that is called `name`.
+def values_named(model: ir.Model, names: Sequence[str]) -> dict[str, ir.Value]:
+    """Values of the main graph by name, in the order of `names`.
 
     Raises:
-        UnsupportedModelError: it lies in the body of a node.
-        DataError: there is none.
+        UnsupportedModelError: one lies in the body of a node.
+        DataError: there is none of that name.
     """
-    return next(iter(values_named(model, [name]).values()))
-
-
-def values_named(model: ir.Model, names: Sequence[str]) -> dict[str, ir.Value]:
-    """Values of the main graph by name, in the order of `names`; raises as `value_named` does."""
     graph = model.graph
     known = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
     known.update((output.name, output) for node in graph for output in node.outputs)
