@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -24,11 +24,12 @@ from graphopt.report.model import Comparison, Report
 
 if TYPE_CHECKING:
     from graphopt.pipeline.instruments import Instrument
-    from graphopt.pricing import Cost
+    from graphopt.pricing import Cost, DeviceProfile
 
 __all__ = ["Comparison", "Result", "compare", "cost", "load", "optimize"]
 
 Shapes = Mapping[str, Sequence[int]]
+Device: TypeAlias = "str | os.PathLike[str] | DeviceProfile | None"
 Metric = str | Callable[..., float] | None
 Normalize = str | Mapping[str, Any] | None
 Progress = Callable[[str, float, float], None]
@@ -111,7 +112,7 @@ def optimize(
     check: bool = True,
     dump: str | os.PathLike[str] | None = None,
     crash_folder: str | os.PathLike[str] = ".",
-    device: str | os.PathLike[str] | None = None,
+    device: Device = None,
     seed: int = 0,
     threads: int = 1,
     provider: str | None = None,
@@ -142,7 +143,7 @@ def optimize(
         check: compare with the original in onnxruntime; an exact pass that changed the results is rolled back.
         dump: folder for the IR after each pass.
         crash_folder: where the model and pipeline are left that reproduce the failure of a pass.
-        device: device profile to price by. Not available yet.
+        device: a device profile, or its file, to predict time by (docs/devices.md); None for the built-in one.
         seed: of everything random.
         threads: threads of onnxruntime.
         provider: execution provider of onnxruntime, None for the CPU.
@@ -157,7 +158,7 @@ def optimize(
         GraphoptError: with one message that says what is wrong and where.
     """
     started = time.perf_counter()
-    _refuse(budget=budget, plan=plan, device=device)
+    _refuse(budget=budget, plan=plan)
     if pipeline is not None and preset is not None:
         raise OptionError("--preset and --pipeline exclude each other; a preset's name may stand in a pipeline")
     if max_drop is not None and pipeline is None and preset is None:
@@ -175,6 +176,7 @@ def optimize(
     from graphopt.runtime.evaluate import evaluate
     from graphopt.runtime.original import Original
 
+    profile = _device(device)
     registry = Registry()
     text = pipeline if pipeline is not None else preset or "lossless"
     passes = Pipeline.parse(text, registry).completed(registry)
@@ -195,8 +197,14 @@ def optimize(
             exclude=_pattern(exclude),
             evaluate=evaluate,
             evidence=study.evidence(progress),
+            profile=profile,
         ),
-        tools=tools_for(lifted, original.expect_comparison().verdict if check else None, price_passes=price_passes),
+        tools=tools_for(
+            lifted,
+            original.expect_comparison().verdict if check else None,
+            price_passes=price_passes,
+            device=profile,
+        ),
         instruments=_instruments(dump, progress),
         crash_folder=Path(crash_folder),
         verify_all=verify == "full",
@@ -214,6 +222,7 @@ def optimize(
         data=None if study.samples is None else assembly.data_of(data, study.samples, study.held_out),
         quality=assembly.quality_of(evaluated, gate, len(study.calibration or ())),
         warnings=[*lifted.warnings, *study.warnings, *record.warnings],
+        device=profile,
     )
     if provenance:
         assembly.sign(record.model, report)
@@ -221,25 +230,23 @@ def optimize(
     return Result(record.model, report, _files(lifted), bool(shapes), progress)
 
 
-def cost(
-    model: ModelLike, *, batch: int | None = None, shapes: Shapes | None = None, device: str | None = None
-) -> Cost:
+def cost(model: ModelLike, *, batch: int | None = None, shapes: Shapes | None = None, device: Device = None) -> Cost:
     """What one inference of a model takes, in total and per node.
 
     Args:
         model: as `optimize` takes it.
         batch: the extent of a first axis that the model leaves open; 1 by default.
         shapes: extents to fix dynamic inputs to, by input name.
-        device: device profile to price by. Not available yet.
+        device: a device profile, or its file, to predict time by (docs/devices.md); None for the built-in one.
 
     Raises:
         GraphoptError: the model is not valid, or an argument does not fit it.
     """
-    _refuse(device=device)
     from graphopt.pricing import price
 
+    profile = _device(device)
     lifted = lift(model, shapes=shapes)
-    found = price(lifted.model, batch=batch, shapes=shapes, per_node=True)
+    found = price(lifted.model, batch=batch, shapes=shapes, device=profile, per_node=True)
     return dataclasses.replace(found, bytes=lifted.source.bytes)
 
 
@@ -252,7 +259,7 @@ def compare(
     normalize: Normalize = None,
     latency: bool = False,
     shapes: Shapes | None = None,
-    device: str | None = None,
+    device: Device = None,
     seed: int = 0,
     threads: int = 1,
     provider: str | None = None,
@@ -268,7 +275,7 @@ def compare(
         normalize: as for `optimize`.
         latency: measure onnxruntime's time of both.
         shapes: extents to fix dynamic inputs to, by input name.
-        device: device profile to price by. Not available yet.
+        device: a device profile, or its file, to predict time by (docs/devices.md); None for the built-in one.
         seed: of the inputs.
         threads: threads of onnxruntime.
         provider: execution provider of onnxruntime, None for the CPU.
@@ -277,12 +284,12 @@ def compare(
     Raises:
         GraphoptError: one of the models is not valid, or cannot be run where time or quality is measured.
     """
-    _refuse(device=device)
     from graphopt.planning.study import open_comparison
     from graphopt.report import assembly
     from graphopt.runtime import quality
     from graphopt.runtime.original import Original, source_of
 
+    profile = _device(device)
     first, second = lift(reference, shapes=shapes), lift(model, shapes=shapes)
     samples = open_comparison(data, first.model, metric=metric, normalize=normalize, seed=seed)
     original = Original(first, seed=seed, threads=threads, provider=provider).expect_comparison()
@@ -307,6 +314,7 @@ def compare(
         data=None if samples is None else assembly.data_of(data, samples),
         quality=assembly.quality_of(measured),
         warnings=[] if samples is None else samples.warnings,
+        device=profile,
     )
 
 
@@ -325,6 +333,15 @@ def _refuse(**wanted: Any) -> None:
         if value is not None:
             option = "--" + name.replace("_", "-")
             raise NotAvailableError(f"{option} is not available in graphopt {graphopt.__version__}")
+
+
+def _device(device: Device) -> DeviceProfile | None:
+    """The profile that was named, read where it is a file. Raises ProfileError where it is none."""
+    if not isinstance(device, str | os.PathLike):
+        return device
+    from graphopt.pricing import DeviceProfile
+
+    return DeviceProfile.load(Path(device))
 
 
 def _instruments(dump: str | os.PathLike[str] | None, progress: Progress | None) -> list[Instrument]:

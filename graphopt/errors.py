@@ -59,6 +59,10 @@ class DataError(GraphoptError):
     """Samples are missing, cannot be read, or do not fit the model or the metric. The message names the option."""
 
 
+class ProfileError(GraphoptError):
+    """A device profile cannot be read, or is none."""
+
+
 class TargetNotMetError(GraphoptError):
     """The gate or the budget cannot be met; the message says how far it came. Nothing is written."""
 

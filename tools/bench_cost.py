@@ -28,7 +28,7 @@ from graphopt.analysis.extents import Extents
 from graphopt.analysis.liveness import peak_activation_memory
 from graphopt.lift import lift
 from graphopt.pricing import Cost, price
-from graphopt.pricing.roofline import this_machine
+from graphopt.pricing.device import this_machine
 
 MIB = 2**20
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}

@@ -18,12 +18,16 @@ import abc
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, ClassVar, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.pipeline.evidence import Evidence
+
+if TYPE_CHECKING:
+    from graphopt.pricing import DeviceProfile
 
 Evaluate: TypeAlias = Callable[[ir.Model], Sequence[ir.TensorProtocol]]
 """Runs a model that has no inputs and returns its outputs; raises RuntimeFailureError where the runtime cannot."""
@@ -68,6 +72,7 @@ class PassContext:
         keep: names and operators of nodes that the pass at hand leaves alone, by an option of its own.
         evaluate: runs a small model without inputs; None where there is no runtime.
         evidence: calibration samples and the runtime to ask them with; None where there is no data.
+        profile: the device profile that the user named; None for the built-in one.
     """
 
     seed: int = 0
@@ -76,6 +81,23 @@ class PassContext:
     keep: frozenset[str] = frozenset()
     evaluate: Evaluate | None = None
     evidence: Evidence | None = None
+    profile: DeviceProfile | None = None
+
+    @cached_property
+    def device(self) -> DeviceProfile:
+        """The machine that the model is to run on: `alignment` is what widths should be multiples of."""
+        from graphopt.pricing.device import this_machine  # here, because few passes ask
+
+        return self.profile or this_machine()
+
+    def predicted_ms(self, model: ir.Model) -> float:
+        """Milliseconds that one inference of `model` takes on `device` by its profile: a prediction, not a measurement.
+
+        Extents that the model leaves open count as 1, as they do in reports.
+        """
+        from graphopt.pricing import price
+
+        return price(model, device=self.device).predicted_ms
 
     def excluded(self, node: ir.Node) -> bool:
         """Whether the user asked that the pass does not touch `node`."""

@@ -6,7 +6,7 @@ The package is not called `cost`, because `graphopt.cost` is the function that u
 from __future__ import annotations
 
 from graphopt.pricing.cost import Cost, NodeCost
+from graphopt.pricing.device import DeviceProfile
 from graphopt.pricing.pricer import Pricer, price
-from graphopt.pricing.roofline import DeviceProfile
 
 __all__ = ["Cost", "DeviceProfile", "NodeCost", "Pricer", "price"]

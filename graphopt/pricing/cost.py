@@ -21,7 +21,7 @@ class NodeCost:
         weight_bytes: bytes of the constants that it reads.
         activation_bytes: bytes of the activations that it reads and writes; none for a view.
         intensity: FLOPs per byte of weights and activations, or None where one of them is unknown or nothing moves.
-        seconds: predicted by the roofline of a device. A node that disappears into another's kernel takes none; None
+        seconds: predicted for a device. A node that disappears into another's kernel takes none; None
             where the work is unknown.
     """
 
@@ -48,9 +48,10 @@ class Cost:
         weight_bytes: of all initializers.
         peak_activation_bytes: of the activations that onnxruntime's CPU provider holds at once.
         nodes: in the main graph, all bodies and all functions; constants are none.
-        predicted_ms: milliseconds by the roofline of a device. Predicted, not measured.
+        predicted_ms: milliseconds on a device. Predicted, not measured.
         unknown_cost_ops: operators of which at least one node has unknown MACs or FLOPs, sorted.
         latency_ms: milliseconds as measured, or None where nobody measured.
+        predicted_by: what predicted `predicted_ms`, for reports.
         assumed: symbolic dims that nobody gave a number, and what was taken for them.
         per_node: one row per node that runs, where rows were asked for; of an If those of the dearer branch.
     """
@@ -65,6 +66,7 @@ class Cost:
     predicted_ms: float
     unknown_cost_ops: tuple[str, ...] = ()
     latency_ms: float | None = None
+    predicted_by: str = ""
     assumed: Mapping[str, int] = field(default_factory=dict)
     per_node: tuple[NodeCost, ...] = ()
 

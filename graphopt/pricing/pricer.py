@@ -23,8 +23,9 @@ from graphopt.ir.walk import all_graphs, constant_tensor
 from graphopt.ops.base import operator
 from graphopt.ops.control import ControlFlow
 from graphopt.pricing.cost import Cost, NodeCost
+from graphopt.pricing.device import DeviceProfile, this_machine
 from graphopt.pricing.filesize import FileSize
-from graphopt.pricing.roofline import DeviceProfile, kernel_seconds, this_machine
+from graphopt.pricing.roofline import kernel_seconds
 from graphopt.pricing.runs import Run, Runs, Work, own_name, runs_of, title
 from graphopt.pricing.weights import Weighing, is_parameter
 
@@ -100,6 +101,7 @@ class Pricer:
                 peak_activation_bytes=peak_activation_memory(running.graph, execution).bytes,
                 nodes=sum(node.op_type != "Constant" or node.domain != "" for node in nodes),
                 predicted_ms=1e3 * sum(filter(None, seconds.values())),
+                predicted_by=self._device.title,
                 unknown_cost_ops=tuple(sorted(runs.unknown)),
                 assumed=dict(extents.assumed),
                 per_node=tuple(_row(run, seconds) for run in runs.nodes) if per_node else (),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from graphopt.data import Samples
     from graphopt.pipeline.records import RunRecord
     from graphopt.planning.gate import Outcome
-    from graphopt.pricing import Cost
+    from graphopt.pricing import Cost, DeviceProfile
     from graphopt.runtime.equivalence import Verdict
     from graphopt.runtime.latency import Latency
     from graphopt.runtime.quality import Quality as Measured
@@ -35,15 +35,16 @@ def report_of(
     data: Data | None,
     quality: Quality | None,
     warnings: Sequence[str],
+    device: DeviceProfile | None = None,
 ) -> Report:
-    """The report of a run over `lifted`; what was not measured is None."""
+    """The report of a run over `lifted`, priced for `device`; what was not measured is None."""
     from graphopt.pricing import price
 
     def costs() -> tuple[Cost, Cost]:
         before = record.passes[0].before if record.passes else None
         after = record.passes[-1].after if record.passes else None
-        before = before or price(lifted.relift(), shapes=lifted.fixed)
-        after = after or price(record.model, shapes=lifted.fixed)
+        before = before or price(lifted.relift(), shapes=lifted.fixed, device=device)
+        after = after or price(record.model, shapes=lifted.fixed, device=device)
         after = dataclasses.replace(after, latency_ms=None if latency is None else latency.after_ms)
         return _with_source(before, lifted, None if latency is None else latency.before_ms), after
 
@@ -54,7 +55,8 @@ def report_of(
         costs=costs,
         passes=record.passes,
         nodes=lambda: tuple(
-            price(model, shapes=lifted.fixed, per_node=True).per_node for model in (lifted.relift(), record.model)
+            price(model, shapes=lifted.fixed, device=device, per_node=True).per_node
+            for model in (lifted.relift(), record.model)
         ),
         check=check,
         latency=latency,
@@ -86,11 +88,12 @@ def comparison_of(
     data: Data | None,
     quality: Quality | None,
     warnings: Sequence[str],
+    device: DeviceProfile | None = None,
 ) -> Comparison:
-    """Two models side by side."""
+    """Two models side by side, priced for `device`."""
     from graphopt.pricing import price
 
-    before, after = (price(lifted.model, shapes=lifted.fixed) for lifted in (reference, model))
+    before, after = (price(lifted.model, shapes=lifted.fixed, device=device) for lifted in (reference, model))
     comparison = Comparison(
         reference=_input(reference),
         model=_input(model),

@@ -52,6 +52,7 @@ def render(report: Report) -> str:
         remarks=_remarks(report) + _exceptions(report),
         nodes=_nodes("Result", after, is_open=True) + _nodes("Original", before, is_open=False),
         version=html.escape(report.graphopt),
+        predicted_by=html.escape(report.before.predicted_by),
         seconds=units.duration(report.seconds),
         memory=units.size(report.peak_rss_bytes),
     )

@@ -304,6 +304,7 @@ def cost_dict(cost: Cost, *, per_node: bool) -> dict[str, Any]:
         **cost.to_dict(),
         "flops": cost.flops,
         "predicted_ms": cost.predicted_ms,
+        "predicted_by": cost.predicted_by,
         "assumed": cost.assumed,
     }
     if per_node:

@@ -73,7 +73,7 @@ def print_comparison(comparison: Comparison, out: Console) -> None:
     table.add_row("predicted", *map(units.milliseconds, predicted), _coloured(units.change(*predicted), *predicted))
     out.print(table)
     out.print()
-    _print_lines(findings(comparison), out)
+    _print_lines([*findings(comparison), f"time is predicted by {before.predicted_by}"], out)
     if comparison.check.status == "not_done":
         _print_warnings([comparison.check.detail], out)
     _print_warnings(comparison.warnings, out)
@@ -98,7 +98,8 @@ def print_cost(cost: Cost, out: Console, *, per_node: bool = False) -> None:
     for row in rows:
         table.add_row(*row)
     out.print(table)
-    notes = [f"assumed: {name} = {number}" for name, number in cost.assumed.items()]
+    notes = [f"time is predicted by {cost.predicted_by}"] if cost.predicted_by else []
+    notes += [f"assumed: {name} = {number}" for name, number in cost.assumed.items()]
     _print_lines([*notes, *([_unknown(cost)] if cost.unknown_cost_ops else [])], out)
 
 

@@ -12,7 +12,7 @@ from graphopt.analysis.execution import Execution
 from graphopt.analysis.extents import Extents
 from graphopt.analysis.schedule import depth_first, stored_order
 from graphopt.lift import lift
-from graphopt.pricing.roofline import this_machine
+from graphopt.pricing.device import this_machine
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}

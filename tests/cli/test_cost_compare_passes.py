@@ -59,6 +59,16 @@ def test_unknown_device_profile(model: Path, call: Call) -> None:
     assert "--device" in outcome.error or "nowhere.json" in outcome.error
 
 
+def test_costs_are_predicted_for_the_device_that_is_named(model: Path, tmp_path: Path, call: Call) -> None:
+    slow = tmp_path / "slow.json"
+    slow.write_text('{"name": "slow box", "overhead": 1.0}')
+    own, other = call("cost", model, "--json", "-"), call("cost", model, "--device", slow, "--json", "-")
+    assert "predicted by the roofline of 'built-in" in own.err
+    assert "predicted by the roofline of 'slow box'" in other.err
+    assert json.loads(other.out)["predicted_ms"] >= 1000 > json.loads(own.out)["predicted_ms"]
+    assert "'slow box'" in call("compare", model, model, "--device", slow).out
+
+
 def scaled_copy(model: Path, factor: float) -> Path:
     proto = onnx.load(model)
     weight = onnx.numpy_helper.to_array(proto.graph.initializer[0])

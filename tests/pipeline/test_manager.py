@@ -21,6 +21,7 @@ from graphopt.pipeline.manager import MOST_GUILTY, MOST_SWEEPS, Manager, Tools
 from graphopt.pipeline.pipeline import Pipeline
 from graphopt.pipeline.records import PassRecord, RunRecord
 from graphopt.pipeline.registry import Registry
+from graphopt.pricing.device import DeviceProfile, this_machine
 from graphopt.runtime.equivalence import Status, Verdict
 
 TEXT = """<ir_version: 10, opset_import: ["": 13]>
@@ -153,6 +154,14 @@ def run(*passes: Pass, watch: Watch | None = None, tools: dict[str, Any] | None 
 
 def operators(record: RunRecord) -> list[str]:
     return [node.op_type for node in record.model.graph]
+
+
+def test_a_pass_sees_the_device_of_the_run() -> None:
+    given = DeviceProfile(name="box", block=8, overhead=1.0)
+    context, other = PassContext(profile=given), PassContext()
+    assert (context.device, context.device.alignment) == (given, 8)
+    assert other.device is this_machine()
+    assert context.predicted_ms(build()) >= 1000 > other.predicted_ms(build())
 
 
 def test_only_what_was_touched_is_looked_at() -> None:

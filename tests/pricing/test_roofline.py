@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphopt.errors import OptionError
+from graphopt.errors import ProfileError
 from graphopt.pricing import DeviceProfile, price
-from graphopt.pricing.roofline import this_machine
+from graphopt.pricing.device import this_machine
 
 ModelOf = Callable[..., ir.Model]
 AVX512 = DeviceProfile()
@@ -118,16 +118,21 @@ def test_profiles_are_read_from_json(tmp_path: Path) -> None:
         ('{"flops": true}', "flops must be float"),
         ('{"isa": 5}', "isa must be str"),
         ('{"block": 0}', "block must be positive"),
+        ('{"block": 8.5}', "block must be int"),
         ("\x00\xff", "not JSON"),
     ],
 )
-def test_a_file_that_is_no_profile_is_an_option_error(text: str, reason: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_profile_is_an_error(text: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(OptionError, match=reason):
+    with pytest.raises(ProfileError, match=reason):
         DeviceProfile.load(path)
-    with pytest.raises(OptionError, match="No such file"):
+    with pytest.raises(ProfileError, match="No such file"):
         DeviceProfile.load(tmp_path / "missing.json")
+
+
+def test_widths_are_aligned_to_blocks_and_to_what_can_be_blocked() -> None:
+    assert [DeviceProfile(block=block).alignment for block in (16, 8, 4, 1)] == [16, 8, 4, 4]
 
 
 def test_this_machine_has_a_profile() -> None:

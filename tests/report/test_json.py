@@ -37,7 +37,12 @@ def test_comparison_is_strict_json(comparison: Comparison) -> None:
 
 
 def test_cost_with_and_without_nodes(report: Report) -> None:
-    assert cost_dict(report.before, per_node=False).keys() == COST | {"flops", "predicted_ms", "assumed"}
+    assert cost_dict(report.before, per_node=False).keys() == COST | {
+        "flops",
+        "predicted_ms",
+        "predicted_by",
+        "assumed",
+    }
     rows = json.loads(to_json(cost_dict(report.before, per_node=True)))["per_node"]
     assert [row["macs"] for row in rows] == [0, 4_000_000_000, None]
 
