@@ -58,6 +58,9 @@ class Quantize(Pass):
     feedback: bool = option(True, "round weights so that their errors make up for each other")
     correct_biases: bool = option(True, "let biases take up the mean error of each layer")
     keep_heads: bool = option(True, "leave the last layers before outputs and selections in float")
+    reduce_range: Literal["auto", "true", "false"] = option(
+        "auto", "give weights less range where pairs of products would saturate; auto: if they do on this machine"
+    )
     keep: tuple[str, ...] = option((), "names or operators of nodes that stay float")
     bits: Literal[4, 8] = option(4, "bits of weights, with mode=weights")
     block: Literal[16, 32, 64, 128] = option(32, "weights that share a scale, with mode=weights")
@@ -113,14 +116,23 @@ class Quantize(Pass):
             feedback=self.feedback,
             correct_biases=self.correct_biases,
             keep_heads=self.keep_heads,
+            saturates=self.activations == 8 and self._saturates(context),
         )
         return static.quantize(model, context, settings)
+
+    def _saturates(self, context: PassContext) -> bool:
+        """Whether weights must leave room for pairs of products that are added in 16 bits."""
+        from graphopt_passes.quantization.saturation import measured
+
+        if not TARGETS[self.target].pairs or self.reduce_range == "false":
+            return False
+        return self.reduce_range == "true" or measured(context)
 
     def _convert(self, mode: _Mode, model: ir.Model, context: PassContext) -> PassResult:
         from graphopt_passes.quantization import dynamic, half, weight_only
 
         if mode == "dynamic":
-            touched, remarks = dynamic.apply(model, context)
+            touched, remarks = dynamic.apply(model, context, saturates=self._saturates(context))
         elif mode == "weights":
             touched, remarks = weight_only.apply(model, context, weight_only.Form(self.bits, self.block))
         else:

@@ -10,9 +10,14 @@ import onnx_ir as ir
 
 from graphopt.analysis import meaning, shapes
 from graphopt.ir.verify import verify
-from graphopt.pipeline.base import Remark
+from graphopt.pipeline.base import PassContext, Remark
+from graphopt.runtime.evaluate import evaluate
 from graphopt.runtime.optimized import optimized
 from graphopt.runtime.session import Session, SessionOptions
+from graphopt_passes.quantization.saturation import measured
+
+SATURATES = measured(PassContext(evaluate=evaluate))
+"""Whether pairs of products saturate on this machine."""
 
 
 def checked(model: ir.Model, result: tuple[Collection[ir.Node], Sequence[Remark]]) -> str:

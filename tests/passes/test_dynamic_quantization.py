@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from conftest import Rewriter
-from quantized_models import checked, counts, kernels, outputs, sqnr, weights
+from quantized_models import SATURATES, checked, counts, kernels, outputs, sqnr, weights
 
 from graphopt.ir import emit
 from graphopt.lift import lift
@@ -20,9 +20,9 @@ WEIGHT = RANDOM.standard_normal((64, 48)).astype(np.float32) * RANDOM.lognormal(
 DATA = RANDOM.standard_normal((2, 5, 64)).astype(np.float32)
 
 
-def apply(model: ir.Model, exclude: str | None = None, *, reduce_range: bool = False, conv: bool = False) -> str:
+def apply(model: ir.Model, exclude: str | None = None, *, saturates: bool = SATURATES, conv: bool = False) -> str:
     context = PassContext(exclude=re.compile(exclude) if exclude else None)
-    return checked(model, dynamic.apply(model, context, reduce_range=reduce_range, conv=conv))
+    return checked(model, dynamic.apply(model, context, saturates=saturates, conv=conv))
 
 
 def test_golden(rewriter: Rewriter) -> None:
@@ -30,7 +30,7 @@ def test_golden(rewriter: Rewriter) -> None:
         "agraph (float[n,2] x) => (float[n,2] y) "
         "<float[2,2] w = {1, 127, -127, 2}, float[2] b = {1, 2}> { p = MatMul(x, w) y = Add(p, b) }"
     )
-    apply(model)
+    apply(model, saturates=False)
     weight, scale = (weights(model)[name].numpy() for name in ("w_quantized", "w_scale"))
     np.testing.assert_array_equal(weight, [[1, 127], [-127, 2]])
     np.testing.assert_array_equal(scale, [1, 1])
@@ -154,10 +154,15 @@ def test_left_alone(rewriter: Rewriter, text: str, tensors: dict[str, np.ndarray
     assert rewriter.printed(model) == before
 
 
-def test_seven_bits_fit_the_sums_of_pairs(rewriter: Rewriter) -> None:
+def test_no_pair_of_products_can_saturate(rewriter: Rewriter) -> None:
     model = rewriter.typed("agraph (float[b,64] x) => (float[b,48] y) { y = MatMul(x, w) }", {"w": WEIGHT})
-    apply(model, reduce_range=True)
-    assert np.abs(weights(model)["w_quantized"].numpy().astype(int)).max() == 63
+    apply(model, saturates=True)
+    pairs = weights(model)["w_quantized"].numpy().astype(int).reshape(32, 2, 48)
+    assert (np.maximum(pairs, 0).sum(axis=1) * 255).max() <= 32767
+    assert (np.minimum(pairs, 0).sum(axis=1) * 255).min() >= -32768
+    assert np.abs(pairs).max() > 63
+    feeds = {"x": RANDOM.standard_normal((50, 64)).astype(np.float32)}
+    assert sqnr(feeds["x"] @ WEIGHT, outputs(model, feeds)[0]) > 35
 
 
 def test_embeddings_become_rows_of_8_bits(rewriter: Rewriter) -> None:

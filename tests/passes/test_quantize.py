@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import parser
+from quantized_models import outputs, sqnr
 
 import graphopt
 from graphopt.errors import DataError
@@ -107,7 +108,9 @@ def test_weights_are_per_channel_and_biases_in_units_of_the_sums() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_gives_a_model_that_runs(target: str) -> None:
     result = quantized(small_model(), f"quantize{{target={target}}}")
-    assert fidelity(result) > 25
+    exact = outputs(lift(small_model()).model, samples(16))[0]
+    # as it is written: what other runtimes saturate is not known here
+    assert sqnr(exact, outputs(result.ir, samples(16), optimize=False)[0]) > 25
     assert "QuantizeLinear" in operators(result.model)
 
 

@@ -25,6 +25,7 @@ import onnx_ir as ir
 from graphopt.ir.walk import label
 from graphopt.ops.base import input_at
 from graphopt.pipeline.base import PassContext, Remark
+from graphopt_passes.numerics import pair_sums
 from graphopt_passes.numerics.quantizer import S8_NARROW, Grid, parameters, quantize
 from graphopt_passes.quantization import tables
 from graphopt_passes.quantization.node_by_node import NodeByNode
@@ -35,7 +36,7 @@ SINCE = 11
 """The opset from which on there is DynamicQuantizeLinear."""
 
 S7_NARROW = Grid(-63, 63, symmetric=True)
-"""Weights whose products with u8 activations fit 16 bits in pairs, as processors without VNNI add them."""
+"""Weights whose products with u8 activations fit 16 bits in pairs, in whatever order they are added."""
 
 _FLOAT = frozenset({ir.DataType.FLOAT})
 _DONE = "quantized dynamically"
@@ -46,7 +47,7 @@ def apply(
     model: ir.Model,
     context: PassContext,
     *,
-    reduce_range: bool = False,
+    saturates: bool = False,
     conv: bool = False,
     embeddings: bool = True,
     only: Callable[[ir.Node], bool] | None = None,
@@ -56,7 +57,7 @@ def apply(
     Args:
         model: its opset must be `SINCE` or newer; what is older is left alone with a remark.
         context: says which nodes are excluded.
-        reduce_range: whether weights take 7 bits only, for processors that would saturate (AVX2, AVX-512 without VNNI).
+        saturates: whether pairs of products saturate (`numerics.pair_sums`), so that weights must leave room for any input.
         conv: whether to quantize Conv too; ConvInteger is slower than the float Conv nearly everywhere.
         embeddings: whether tables of Gather become 8-bit rows.
         only: which nodes may be quantized; None for all.
@@ -64,7 +65,7 @@ def apply(
     Returns:
         The nodes that are new or changed, and remarks.
     """
-    run = _Dynamic(model, context, S7_NARROW if reduce_range else S8_NARROW, conv, embeddings, only)
+    run = _Dynamic(model, context, saturates, conv, embeddings, only)
     return run.run(), run.remarks.listed()
 
 
@@ -82,13 +83,13 @@ class _Dynamic(NodeByNode):
         self,
         model: ir.Model,
         context: PassContext,
-        grid: Grid,
+        saturates: bool,
         conv: bool,
         embeddings: bool,
         only: Callable[[ir.Node], bool] | None,
     ) -> None:
         super().__init__(model, context, only)
-        self.grid = grid
+        self.saturates = saturates
         self.conv = conv
         self.embeddings = embeddings
         self.activations: dict[ir.Value, _Quantized] = {}
@@ -139,8 +140,12 @@ class _Dynamic(NodeByNode):
     def columns(self, found: Product) -> dict[str, np.ndarray]:
         """The weight as s8 (K, N), and a scale for each column."""
         rows = found.rows()
-        scale, _ = parameters(rows.min(axis=1), rows.max(axis=1), self.grid)
-        integers = quantize(rows, scale[:, None], 0, self.grid)
+        scale, _ = parameters(rows.min(axis=1), rows.max(axis=1), S8_NARROW)
+        integers = quantize(rows, scale[:, None], 0, S8_NARROW)
+        if self.saturates:
+            highest = np.full(rows.shape, 255)
+            scale *= np.maximum(pair_sums.excess(integers, highest), 1).astype(np.float32)
+            integers = pair_sums.fitted(quantize(rows, scale[:, None], 0, S8_NARROW), highest)
         return {"quantized": integers.T, "scale": scale * np.float32(found.alpha)}
 
     def added(self, found: Product, result: ir.Value, site: Site, new: list[ir.Node]) -> ir.Value:
@@ -164,13 +169,13 @@ class _Dynamic(NodeByNode):
             return f"weights of type {tensor.dtype} are left alone"
         if site.opset < SINCE:
             return "too old an opset"
-        rank = len(tensor.shape)
+        rank, grid = len(tensor.shape), S7_NARROW if self.saturates else S8_NARROW
 
         def channels() -> dict[str, np.ndarray]:
             filters = tensor.numpy()
             flat = filters.reshape(len(filters), -1)
-            scale, _ = parameters(flat.min(axis=1), flat.max(axis=1), self.grid)
-            integers = quantize(flat, scale[:, None], 0, self.grid)
+            scale, _ = parameters(flat.min(axis=1), flat.max(axis=1), grid)
+            integers = quantize(flat, scale[:, None], 0, grid)
             return {"quantized": integers.reshape(filters.shape), "scale": scale.reshape(-1, *[1] * (rank - 2))}
 
         integers, scale = self.derived.get(weight, "filters in 8 bits", channels)

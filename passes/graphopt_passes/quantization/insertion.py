@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,11 +43,13 @@ class LayerWeights:
         weight: integers of the weight's own shape.
         scale: (channels,) or () float32, positive.
         bias: (channels,) int32, float32 where the target keeps it so, or None.
+        highest: (channels, inputs) the largest integer that meets each weight where pairs of products may saturate.
     """
 
     weight: Array
     scale: npt.NDArray[np.float32]
     bias: Array | None
+    highest: npt.NDArray[Any] | None = None
 
     def bias_scale(self, data: Quantizer, channels: int) -> npt.NDArray[np.float32]:
         """The unit of an int32 bias, that of the sums: (channels,), or () where the weight has one scale."""

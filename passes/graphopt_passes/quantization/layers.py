@@ -9,19 +9,25 @@ scale of the weight's channel is raised until it does.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from graphopt_passes.numerics import weight_scales
+from graphopt_passes.numerics.feedback_rounding import feedback_round
 from graphopt_passes.numerics.quantizer import Grid
 from graphopt_passes.numerics.quantizer import quantize as round_nearest
+from graphopt_passes.quantization import saturation
 from graphopt_passes.quantization.insertion import Array, LayerWeights, Quantizer
 from graphopt_passes.quantization.placement import Layer
 from graphopt_passes.quantization.targets import Target
 
 Float = npt.NDArray[np.float64]
+
+_ROOM = 1.02
+"""By how much more than the nearest integers need a scale is raised: error feedback moves some weights up."""
 
 
 def matrix(layer: Layer, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -75,7 +81,9 @@ def integer_bias(bias: Float, weights: LayerWeights, target: Target, data: Quant
     return np.clip(np.rint(bias / weights.bias_scale(data, bias.size)), limits.min, limits.max).astype(np.int32)
 
 
-def nearest(layer: Layer, target: Target, data: Quantizer, *, biased: bool) -> LayerWeights:
+def nearest(
+    layer: Layer, target: Target, data: Quantizer, *, biased: bool, highest: npt.NDArray[Any] | None = None
+) -> LayerWeights:
     """The constants of `layer`, rounded to nearest.
 
     Args:
@@ -83,6 +91,7 @@ def nearest(layer: Layer, target: Target, data: Quantizer, *, biased: bool) -> L
         target: what the runtime wants.
         data: the quantizer of the layer's input.
         biased: whether it gets a bias even where it had none.
+        highest: (channels, inputs) the largest integers that meet its weights, where pairs of products may saturate.
     """
     weight, bias = float_weight(layer), float_bias(layer)
     rows = weight if target.per_channel else weight.reshape(1, -1)
@@ -90,8 +99,41 @@ def nearest(layer: Layer, target: Target, data: Quantizer, *, biased: bool) -> L
     if bias is not None and target.quantized_bias:
         largest = np.abs(bias).reshape(-1, len(weight)).max(axis=0)
         scale = weight_scales.fit_bias(scale, data.scale, largest if target.per_channel else largest.max(keepdims=True))
-    rounded = round_nearest(rows, scale[:, None], 0, grid(target))
-    found = LayerWeights(integers(layer, target, rounded), scale if target.per_channel else scale.reshape(()), None)
+    if highest is not None:
+        scale = _fit_pairs(layer, weight, scale, target, highest)
+    found = LayerWeights(
+        integers(layer, target, _round(layer, weight, scale, target, highest)),
+        scale if target.per_channel else scale.reshape(()),
+        None,
+        highest,
+    )
     if bias is None or not (biased or layer.bias is not None):
         return found
-    return LayerWeights(found.weight, found.scale, integer_bias(bias, found, target, data))
+    return dataclasses.replace(found, bias=integer_bias(bias, found, target, data))
+
+
+def with_feedback(layer: Layer, target: Target, weights: LayerWeights, moments: Float) -> LayerWeights:
+    """`weights` rounded anew, with error feedback from the second moments of the inputs."""
+    exact = float_weight(layer)
+    scale = np.broadcast_to(weights.scale.reshape(-1), (len(exact),))
+    rows = feedback_round(exact, moments, scale, grid(target))
+    if weights.highest is not None:
+        rows = saturation.fitted(layer, rows, weights.highest)
+    return dataclasses.replace(weights, weight=integers(layer, target, rows))
+
+
+def _fit_pairs(
+    layer: Layer, weight: Float, scale: npt.NDArray[Any], target: Target, highest: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """`scale`, raised where pairs of products would saturate; a little is left to rounding with error feedback."""
+    rounded = round_nearest(weight, scale[:, None], 0, grid(target))
+    raised = np.maximum(saturation.excess(layer, rounded, highest) * _ROOM, 1)
+    factors: Float = raised if target.per_channel else raised.max(keepdims=True)
+    return (scale * factors).astype(np.float32)
+
+
+def _round(
+    layer: Layer, weight: Float, scale: npt.NDArray[Any], target: Target, highest: npt.NDArray[Any] | None
+) -> npt.NDArray[Any]:
+    rows = round_nearest(weight, scale[:, None], 0, grid(target))
+    return rows if highest is None else saturation.fitted(layer, rows, highest)

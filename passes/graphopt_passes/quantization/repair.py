@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.requests import Gram, GramResult, Moments, PatchGram, Request, Results
-from graphopt_passes.numerics.feedback_rounding import centred, feedback_round
+from graphopt_passes.numerics.feedback_rounding import centred
 from graphopt_passes.quantization import layers
 from graphopt_passes.quantization.insertion import Array, LayerWeights, Quantizer, Recipe, insert
 from graphopt_passes.quantization.placement import Layer, Placement
@@ -116,14 +115,10 @@ class _Walk:
         request = _second_moments(layer, node, self.repairs.rows)
         if request is None:
             return weights
-        target = self.repairs.target
         seen = self.stepper.collect([request])[request]
         # what the bias will take away does not count
         moments = centred(seen.second, seen.mean) if weights.bias is not None else seen.second
-        exact = layers.float_weight(layer)
-        scale = np.broadcast_to(weights.scale.reshape(-1), (len(exact),))
-        rows = feedback_round(exact, moments, scale, layers.grid(target))
-        weights = dataclasses.replace(weights, weight=layers.integers(layer, target, rows))
+        weights = layers.with_feedback(layer, self.repairs.target, weights, moments)
         _store(node, layer.form.weight, weights.weight)
         return weights
 

@@ -22,7 +22,7 @@ from graphopt.pipeline.base import PassContext, PassResult, Remark
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.requests import Request, Results
-from graphopt_passes.quantization import calibration, equalize, layers, repair
+from graphopt_passes.quantization import calibration, equalize, layers, repair, saturation
 from graphopt_passes.quantization.insertion import LayerWeights, Quantizer, Recipe, insert
 from graphopt_passes.quantization.islands import keep_float
 from graphopt_passes.quantization.placement import NOT_FINITE, Layer, Placement, place
@@ -43,6 +43,7 @@ class Settings:
         feedback: whether weights are rounded with error feedback.
         correct_biases: whether biases take up the mean error.
         keep_heads: whether heads stay float.
+        saturates: whether the runtime adds products in pairs that saturate, so that weights must leave room.
         rows: rows of a layer's input that its second moments are taken from.
     """
 
@@ -54,6 +55,7 @@ class Settings:
     feedback: bool = True
     correct_biases: bool = True
     keep_heads: bool = True
+    saturates: bool = False
     rows: int = 40_000
 
 
@@ -88,7 +90,7 @@ class _Static:
         placement = self._place(self.model)
         results = self._statistics(placement)
         values = calibration.by_name(placement, self._quantizers(placement, results))
-        recipe = Recipe(values, {layer.key: self._nearest(layer, values) for layer in placement.layers})
+        recipe = Recipe(values, {layer.key: self._nearest(layer, values, results) for layer in placement.layers})
         if self.settings.feedback or self.settings.correct_biases:
             recipe = self._repaired(placement, recipe, results)
         self.touched.update(dict.fromkeys(insert(self.model, self.model.graph, placement, recipe)))
@@ -118,6 +120,8 @@ class _Static:
 
     def _statistics(self, placement: Placement) -> Results:
         wanted: list[Request[Any]] = [*calibration.requests(placement)]
+        if self.settings.saturates:
+            wanted += saturation.requests(placement.layers)
         if self.settings.correct_biases:
             wanted += repair.requests(placement)
         return self._collect(wanted)
@@ -141,9 +145,10 @@ class _Static:
             return calibration.by_method(distributions, dtype, symmetric=symmetric, method=method)
         return select(self.model, placement, distributions, self.evidence, dtype, symmetric=symmetric)
 
-    def _nearest(self, layer: Layer, values: Mapping[str, Quantizer]) -> LayerWeights:
+    def _nearest(self, layer: Layer, values: Mapping[str, Quantizer], results: Results) -> LayerWeights:
         data = values[layer.data.name or ""]
-        return layers.nearest(layer, self.target, data, biased=self.settings.correct_biases)
+        highest = saturation.highest(layer, results, data) if self.settings.saturates else None
+        return layers.nearest(layer, self.target, data, biased=self.settings.correct_biases, highest=highest)
 
     def _repaired(self, placement: Placement, recipe: Recipe, float_results: Results) -> Recipe:
         settings = self.settings

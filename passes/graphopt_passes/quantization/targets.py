@@ -46,6 +46,7 @@ class Target:
         products: whether a MatMul of two activations is quantized.
         quantized_bias: whether the bias is int32 with a DequantizeLinear of its own.
         quantizes_floats: whether it quantizes float weights between quantized values unless it is kept from it (`islands`).
+        pairs: whether some of its processors add products of 8-bit integers in pairs that saturate (`saturation`).
         dynamic_products: whether MatMul with weights is faster when its input is quantized as it comes.
     """
 
@@ -61,6 +62,7 @@ class Target:
     products: bool = False
     quantized_bias: bool = True
     quantizes_floats: bool = False
+    pairs: bool = False
     dynamic_products: bool = False
 
 
@@ -77,6 +79,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 _ORT,
                 float_results=frozenset({"Gemm", "MatMul"}),
                 quantizes_floats=True,
+                pairs=True,
                 dynamic_products=True,
             ),
             Target(
