@@ -10,6 +10,8 @@ import onnx_ir as ir
 from graphopt.errors import InvalidModelError
 from graphopt.ir.walk import label
 
+NEWEST = 1 << 30
+
 
 def _typed(node: ir.Node, name: str, kind: ir.AttributeType) -> ir.Attr | None:
     attribute = node.attributes.get(name)
@@ -44,3 +46,11 @@ def text(node: ir.Node, name: str, default: str) -> str:
     """The string attribute `name`. Raises InvalidModelError where it has another type."""
     attribute = _typed(node, name, ir.AttributeType.STRING)
     return default if attribute is None else attribute.as_string()
+
+
+def version(node: ir.Node) -> int:
+    """The opset version that `node` is of; the newest where it stands in no graph that imports one."""
+    if node.version is not None:
+        return node.version
+    imported = None if node.graph is None else node.graph.opset_imports.get(node.domain)
+    return NEWEST if imported is None else imported

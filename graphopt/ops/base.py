@@ -3,8 +3,6 @@
 One class per operator family holds everything the compiler knows about it; adding an operator touches one file in
 this package. An operator that is not in the table is *opaque*: its cost is unknown and it is left alone, which is
 always safe.
-
-Facts about channels (how identity flows through an operator, how its weights shrink) will join these same classes.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ from functools import cache
 from typing import ClassVar, Protocol
 
 import onnx_ir as ir
+
+from graphopt.ops.channels import Change, Opaque, Trace
 
 MICROSOFT = "com.microsoft"
 """The domain of onnxruntime's own operators, which its fusions and its quantizer write into models."""
@@ -77,6 +77,27 @@ class Operator:
 
     def integer_form(self, node: ir.Node) -> IntegerForm | None:
         """How `node` computes on quantized numbers; None where it does not, or is not known to."""
+        return None
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Lead labels of channels from the inputs of `node` to its outputs. Raises Opaque where that cannot be told."""
+        raise Opaque(f"opaque operator {node.op_type}")
+
+    def shrink(self, node: ir.Node, change: Change) -> None:
+        """Bring attributes, extents and positions of `node` up to date once channels are gone; constants are cut."""
+
+    def cut_through(self, node: ir.Node, rank: int, axis: int) -> Mapping[int, int] | None:
+        """The inputs, and their axes, that must be cut for the output of `node` to lose positions along an axis.
+
+        Args:
+            node: a node of this family, all inputs of which are constant.
+            rank: of its output.
+            axis: of its output, counted from the front.
+
+        Returns:
+            None where no cut of the inputs does just that, or it cannot be told. Inputs whose extent along that axis is
+            1 are named too, and need no cut.
+        """
         return None
 
     def view_of(self, node: ir.Node) -> int | None:

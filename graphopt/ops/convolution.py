@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.ops import attributes
 from graphopt.ops.base import MICROSOFT, Contraction, Extents, IntegerForm, input_at, output_at
+from graphopt.ops.channels import Change, Ids, Labels, Opaque, Trace, channels, grouped
 
 PANEL = 128 * 128
 """Elements of the panel of patches that one thread of onnxruntime's matrix product works through at a time."""
@@ -37,6 +39,36 @@ class Convolution(Contraction):
         if node.op_type not in ("Conv", "ConvTranspose"):
             return None
         return IntegerForm((0, 1), weight=1, channel_axis=self.channel_axis, bias=2)
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Input channels are consumed and output channels produced; a depthwise convolution passes them through."""
+        if (node.domain, node.op_type) not in (("", "Conv"), ("", "ConvTranspose")):
+            raise Opaque(f"opaque operator {node.op_type}")
+        dims, groups = trace.output_dims(), attributes.integer(node, "group", 1)
+        inputs = channels(trace, trace.labels(0), 1)
+        if groups > 1 and groups == len(inputs):
+            outputs = np.repeat(inputs, dims[1] // groups)
+            trace.passes_through()
+        else:
+            trace.consume(inputs)
+            outputs = trace.produce(dims[1])
+            if groups > 1:
+                by_group = inputs.reshape(groups, -1), outputs.reshape(groups, -1)
+                grouped(trace, *by_group, reason="the groups of a convolution are equally wide")
+        trace.cut(1, self.weight_axes(inputs, outputs, groups), shared=True)
+        if trace.has(2):
+            trace.cut(2, {0: outputs})
+        trace.put(0, Labels.along(dims, 1, outputs))
+
+    def weight_axes(self, inputs: Ids, outputs: Ids, groups: int) -> dict[int, Ids]:
+        """Labels of the axes of the weight; of a depthwise one, `inputs` leave no trace on its extent of 1."""
+        return {0: outputs} if groups == len(inputs) > 1 else {0: outputs, 1: inputs.reshape(groups, -1)}
+
+    def shrink(self, node: ir.Node, change: Change) -> None:
+        """The number of groups: those of which anything stays."""
+        groups = attributes.integer(node, "group", 1)
+        if groups > 1:
+            change.set_attribute("group", int(change.kept(0, 1).reshape(groups, -1).any(axis=1).sum()))
 
     def macs(self, node: ir.Node, extents: Extents) -> int | None:
         """Elements of the output times C/group x kernel."""
@@ -86,6 +118,10 @@ class TransposedConvolution(Convolution):
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("ConvTranspose",)}
     channel_axis: ClassVar[int] = 1
+
+    def weight_axes(self, inputs: Ids, outputs: Ids, groups: int) -> dict[int, Ids]:
+        """The weight is (C, M/group, k...)."""
+        return {0: inputs} if groups == len(inputs) > 1 else {0: inputs, 1: outputs.reshape(groups, -1)}
 
     def workspace(self, node: ir.Node, extents: Extents, *, integer: bool = False) -> int:
         """The columns of one image and group, before they are added up."""

@@ -12,9 +12,42 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, output_at
+from graphopt.ops.channels import Opaque, Trace, elementwise
 
 
-class Elementwise(MacFree):
+class Broadcast(MacFree):
+    """Operators whose operands are broadcast against each other.
+
+    Attributes:
+        scalars: indices of inputs that are single numbers rather than operands.
+        alike: operators of other domains whose operands are broadcast as well.
+    """
+
+    scalars: ClassVar[tuple[int, ...]] = ()
+    alike: ClassVar[frozenset[str]] = frozenset({"Gelu", "FastGelu", "QuickGelu", "BiasGelu"})
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Operands lose the same channels."""
+        if node.domain != "" and node.op_type not in self.alike:
+            raise Opaque(f"opaque operator {node.op_type}")
+        elementwise(trace, [index for index in range(len(node.inputs)) if index not in self.scalars])
+
+    def cut_through(self, node: ir.Node, rank: int, axis: int) -> Mapping[int, int] | None:
+        """The same positions of every operand that has the axis."""
+        if node.domain != "":
+            return None
+        axes: dict[int, int] = {}
+        for index, value in enumerate(node.inputs):
+            if value is None or index in self.scalars:
+                continue
+            if value.shape is None:
+                return None
+            if axis - rank + value.shape.rank() >= 0:
+                axes[index] = axis - rank + value.shape.rank()
+        return axes
+
+
+class Elementwise(Broadcast):
     """What the elementwise families share."""
 
     per_element: ClassVar[Mapping[str, int]] = {}
@@ -41,6 +74,7 @@ class Unary(Elementwise):
         ),
     }
     in_place: ClassVar[frozenset[str]] = frozenset({"Cast"})
+    scalars: ClassVar[tuple[int, ...]] = (1,)  # of CastLike: its type alone matters
 
 
 class Activation(Elementwise):
@@ -106,7 +140,7 @@ class Binary(Elementwise):
         return IntegerForm((0, 1)) if node.op_type in ("Add", "Sub", "Mul", "Div") else None
 
 
-class Variadic(MacFree):
+class Variadic(Broadcast):
     """Max, Mean, Min and Sum of any number of broadcast tensors."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("Max", "Mean", "Min", "Sum")}

@@ -8,9 +8,18 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ops.base import MICROSOFT, Extents, MacFree, output_at
+from graphopt.ops.channels import Trace, fixed_outputs
 
 
-class Generator(MacFree):
+class _WithoutChannels(MacFree):
+    """Operators whose outputs hold none of the channels of their inputs, whatever these are."""
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Nothing comes through."""
+        fixed_outputs(trace)
+
+
+class Generator(_WithoutChannels):
     """Tensors that are filled or stated, not computed."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -22,7 +31,7 @@ class Generator(MacFree):
         return 0
 
 
-class Sequence(MacFree):
+class Sequence(_WithoutChannels):
     """Tensors of which each element is computed or drawn."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {

@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from graphopt.ops import attributes
 from graphopt.ops.base import MICROSOFT, Contraction, Extents, IntegerForm, input_at, output_at
+from graphopt.ops.channels import Opaque, Trace, follow, meet
+from graphopt.ops.contraction import product
 
 
 def broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -50,6 +52,12 @@ class MatrixProduct(Contraction):
         """int8 products, summed in int32; the columns of a constant right factor have scales of their own."""
         return IntegerForm((0, 1), weight=1, channel_axis=-1) if node.op_type == "MatMul" else None
 
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """A linear layer where one factor is constant."""
+        if node.op_type != "MatMul":
+            raise Opaque(f"opaque operator {node.op_type}")
+        trace.put(0, product(trace, trace.output_dims()))
+
     def macs(self, node: ir.Node, extents: Extents) -> int | None:
         """Batch x M x K x N."""
         left = _swap_last(extents.dims(input_at(node, 0)), bool(attributes.integer(node, "transA", 0)))
@@ -81,6 +89,19 @@ class Gemm(MatrixProduct):
         if node.op_type != "Gemm" or not plain or attributes.integer(node, "transA", 0):
             return None
         return IntegerForm((0, 1), weight=1, channel_axis=0 if attributes.integer(node, "transB", 0) else 1, bias=2)
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """As MatMul; C is broadcast to the result."""
+        if node.op_type != "Gemm":
+            raise Opaque(f"opaque operator {node.op_type}")
+        dims = trace.output_dims()
+        swap = bool(attributes.integer(node, "transA", 0)), bool(attributes.integer(node, "transB", 0))
+        result = product(trace, dims, swap=swap)
+        if trace.is_constant(2):
+            follow(trace, 2, result)
+        elif trace.has(2):
+            result = meet(trace, [result, trace.labels(2).aligned(len(dims))], dims)
+        trace.put(0, result)
 
 
 class FusedMatMul(MatrixProduct):

@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.walk import constant_tensor
+from graphopt.ops import moves
 from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, input_at, output_at
+from graphopt.ops.channels import Change, Opaque, Trace
 
 
 class Movement(MacFree):
@@ -33,6 +35,25 @@ class Movement(MacFree):
         }
     )
     """Operators of the standard domain whose outputs hold numbers of the data and nothing else."""
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Moves labels as it moves numbers."""
+        rule = moves.FLOWS.get(node.op_type) if node.domain == "" else None
+        if rule is None:
+            raise Opaque(f"opaque operator {node.op_type}")
+        rule(node, trace)
+
+    def shrink(self, node: ir.Node, change: Change) -> None:
+        """Extents and positions that changed."""
+        rule = moves.SHRINKS.get(node.op_type) if node.domain == "" else None
+        if rule is not None:
+            rule(node, change)
+
+    def cut_through(self, node: ir.Node, rank: int, axis: int) -> Mapping[int, int] | None:
+        """Of Identity the same axis, of Transpose the one that it came from."""
+        if node.domain == "" and node.op_type == "Transpose":
+            return {0: moves.permutation(node, rank)[axis]}
+        return {0: axis} if node.domain == "" and node.op_type == "Identity" else None
 
     def integer_form(self, node: ir.Node) -> IntegerForm | None:
         """Moves integers as it moves numbers."""

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from graphopt.ops import attributes
 from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, input_at, output_at
+from graphopt.ops.channels import Labels, Opaque, Trace, channels, project
 
 
 class Pool(MacFree):
@@ -24,6 +25,20 @@ class Pool(MacFree):
     }
     # A comparison or an addition; a power and an addition.
     per_element: ClassVar[Mapping[str, int]] = {"LpPool": 2}
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Windows lie within channels; positions of maxima count elements over all channels, so that all stay."""
+        if node.domain != "":
+            raise Opaque(f"opaque operator {node.op_type}")
+        labels = trace.labels(0)
+        if trace.outputs() > 1:
+            trace.pin(labels.ids, "the positions of maxima are counted over all channels")
+            trace.put(1, Labels.fixed(trace.output_dims(1)))
+        spatial = range(2, labels.rank)
+        trace.put(
+            0,
+            project(trace, labels, spatial, f"{node.op_type} over channels", mixing=True).expanded(trace.output_dims()),
+        )
 
     def integer_form(self, node: ir.Node) -> IntegerForm | None:
         """The largest number is one of the input's, an average is not."""
@@ -52,6 +67,12 @@ class GlobalPool(MacFree):
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")}
     per_element: ClassVar[Mapping[str, int]] = {"GlobalLpPool": 2}
 
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Channels lose their spatial axes."""
+        labels = trace.labels(0)
+        folded = project(trace, labels, range(2, labels.rank), f"{node.op_type} over channels", mixing=True)
+        trace.put(0, folded.expanded(trace.output_dims()))
+
     def integer_form(self, node: ir.Node) -> IntegerForm | None:
         """The largest number is one of the input's, an average is not."""
         if node.op_type not in ("GlobalAveragePool", "GlobalMaxPool"):
@@ -75,6 +96,12 @@ class RegionPool(MacFree):
     """RoiAlign: each output element averages `sampling_ratio`² bilinear samples."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("RoiAlign",)}
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Regions are cut out of every channel."""
+        for index in (1, 2):
+            trace.pin(trace.labels(index).ids, "positions of regions")
+        trace.put(0, Labels.along(trace.output_dims(), 1, channels(trace, trace.labels(0), 1)))
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Eight per sample (4 products, 3 sums, 1 to pool); unknown where the ratio follows the region's size."""

@@ -11,7 +11,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphopt.ops import attributes
 from graphopt.ops.base import MICROSOFT, Extents, MacFree, input_at, output_at
+from graphopt.ops.channels import Opaque, Trace, positions
 
 
 class Quantization(MacFree):
@@ -22,6 +24,29 @@ class Quantization(MacFree):
         MICROSOFT: ("QuantizeLinear", "DequantizeLinear"),
     }
     quantization_parameters: ClassVar[tuple[int, ...]] = (1, 2)
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Scales and zero points per channel follow the channels."""
+        labels, scale = trace.labels(0), trace.dims(1)
+        if len(scale) > 1:
+            raise Opaque("scales per block")
+        axis = attributes.integer(node, "axis", 1)
+        if scale not in ((), (1,)) and labels.axis(axis) in labels.varying:
+            along = positions(labels, labels.axis(axis))
+            for index in (1, 2):
+                if trace.has(index):
+                    trace.cut(index, {0: along})
+        trace.put(0, labels)
+
+    def cut_through(self, node: ir.Node, rank: int, axis: int) -> Mapping[int, int] | None:
+        """The data, and scale and zero point where they lie along the axis."""
+        scale = input_at(node, 1)
+        if scale is None or scale.shape is None or scale.shape.rank() > 1:
+            return None
+        per_channel = scale.shape.rank() == 1 and scale.shape[0] != 1
+        if per_channel and attributes.integer(node, "axis", 1) % rank == axis:
+            return {0: axis, 1: 0} if input_at(node, 2) is None else {0: axis, 1: 0, 2: 0}
+        return {0: axis}
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Scale, round and clip; or difference and product."""

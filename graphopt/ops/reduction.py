@@ -5,12 +5,14 @@ They are counted per element of the input, because each is looked at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
 
+from graphopt.ops import attributes
 from graphopt.ops.base import MICROSOFT, Extents, MacFree, input_at, output_at
+from graphopt.ops.channels import Opaque, Trace, mixed, project
 
 
 class Reduction(MacFree):
@@ -32,6 +34,29 @@ class Reduction(MacFree):
         "NegativeLogLikelihoodLoss": 2,
         "SoftmaxCrossEntropyLoss": 7,
     }
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """What is reduced is mixed; a running sum along an axis as well."""
+        if node.domain != "" or node.op_type.endswith("Loss"):
+            raise Opaque(f"opaque operator {node.op_type}")
+        if node.op_type.startswith("Cum"):
+            trace.put(0, mixed(trace, 0, trace.numbers(1).reshape(-1).tolist(), node.op_type))
+            return
+        labels = trace.labels(0)
+        axes = [labels.axis(axis) for axis in self._axes(node, trace, labels.rank)]
+        folded = project(trace, labels, axes, f"{node.op_type} over channels", mixing=True)
+        trace.put(0, folded.reshaped(trace.output_dims()))
+
+    def _axes(self, node: ir.Node, trace: Trace, rank: int) -> Sequence[int]:
+        """The axes that are reduced: an attribute or an input, all by default."""
+        if node.op_type.startswith("Arg"):
+            return [attributes.integer(node, "axis", 0)]
+        axes = attributes.integers(node, "axes")
+        if axes is None and trace.has(1):
+            axes = tuple(trace.numbers(1).tolist())
+        if not axes:
+            return [] if attributes.integer(node, "noop_with_empty_axes", 0) else range(rank)
+        return axes
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Input elements times operations per element."""

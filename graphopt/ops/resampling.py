@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from graphopt.ops import attributes
 from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, input_at, output_at
+from graphopt.ops.channels import Change, Labels, Opaque, Trace, channels, project
 
 _TAPS = {"linear": 2, "bilinear": 2, "cubic": 4, "bicubic": 4}
 
@@ -26,6 +27,21 @@ class Resize(MacFree):
     """Resize and Upsample interpolate along the axes whose extent changes."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("Resize", "Upsample")}
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Axes whose extent changes are mixed, the others pass."""
+        labels, dims = trace.labels(0), trace.output_dims()
+        resized = [axis for axis, extent in enumerate(dims) if extent != labels.dims[axis]]
+        trace.put(0, project(trace, labels, resized, "resized along channels", mixing=True).expanded(dims))
+
+    def shrink(self, node: ir.Node, change: Change) -> None:
+        """Entries of `sizes` whose extent changed."""
+        if input_at(node, 3) is None:
+            return
+        rank = len(change.before(0))
+        axes = [axis % rank for axis in attributes.integers(node, "axes") or range(rank)]
+        kept = [change.output_kept(0, axis) for axis in axes]
+        change.set_numbers(3, {i: int(mask.sum()) for i, mask in enumerate(kept) if not mask.all()})
 
     def integer_form(self, node: ir.Node) -> IntegerForm | None:
         """Nearest neighbours are numbers of the input; what lies between them is rounded to such; cubic may lie outside."""
@@ -48,6 +64,13 @@ class GridSample(MacFree):
     """GridSample interpolates over all spatial axes at the positions of a grid."""
 
     op_types: ClassVar[Mapping[str, tuple[str, ...]]] = {"": ("GridSample",), MICROSOFT: ("GridSample",)}
+
+    def flow(self, node: ir.Node, trace: Trace) -> None:
+        """Every channel is sampled at the same positions."""
+        if node.domain != "":
+            raise Opaque(f"opaque operator {node.op_type}")
+        trace.pin(trace.labels(1).ids, "positions to sample at")
+        trace.put(0, Labels.along(trace.output_dims(), 1, channels(trace, trace.labels(0), 1)))
 
     def flops(self, node: ir.Node, extents: Extents) -> int | None:
         """Output elements times the cost of interpolation."""
