@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 NETWORKS = sorted(peer_models.REFERENCES)
+STRUCTURES = sorted(peer_models.NETWORKS.keys() - peer_models.REFERENCES.keys())
 
 
 def run(path: Path, inputs: dict[str, NDArray[Any]], output: str | None = None) -> NDArray[Any]:
@@ -48,6 +49,25 @@ def test_networks_have_the_published_parameters_and_macs(name: str) -> None:
     reference = peer_models.REFERENCES[name]
     assert sum(parameter.numel() for parameter in network.parameters()) == reference.parameters
     assert counter.get_total_flops() / 2e6 == pytest.approx(reference.macs, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_networks_of_each_structure_tell_inputs_apart(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    inputs = [torch.from_numpy(array) for array in peer_models.example_inputs(name, batch=2).values()]
+    outputs = peer_models.weighted_network(name)(*inputs)
+    array = (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).numpy()
+    assert np.isfinite(array).all()
+    assert array.std() > 0.1
+    assert relative_distance(array[0], array[1]) > 0.01
+
+
+def test_exports_with_a_symbolic_batch_compute_what_torch_computes(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    inputs = peer_models.example_inputs("swin", batch=3)
+    expected = peer_models.weighted_network("swin")(torch.from_numpy(inputs["input"])).numpy()
+    path = peer_models.export("swin", "legacy", tmp_path, batch=None)
+    assert relative_distance(expected, run(path, inputs)) < 1e-4
 
 
 def test_an_export_with_batch_norm_computes_what_torch_computes(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
     python tools/peer_models.py light-shufflenet
     python tools/peer_models.py --list
 
-Four reference networks come from torch's two exporters (`peers.exports`), nine from the onnx wheel
+The networks of `peers.networks` come from torch's two exporters (`peers.exports`), nine from the onnx wheel
 (`peers.light`), one is large (`peers.big`) and one is long (`peers.many_nodes`). All have random weights from
 fixed seeds, so that a bench needs no download; all are built once and kept in a cache folder (`peers.cache`).
 """
@@ -20,17 +20,15 @@ from peers.exports import (
     EXPORTERS,
     REFERENCES,
     Exporter,
-    example_inputs,
     export,
-    images,
-    network,
-    weighted_network,
 )
 from peers.light import light, light_names
 from peers.many_nodes import many_nodes
+from peers.networks import NETWORKS, example_inputs, images, network, weighted_network
 
 __all__ = [
     "EXPORTERS",
+    "NETWORKS",
     "REFERENCES",
     "Exporter",
     "big",
@@ -48,7 +46,7 @@ __all__ = [
 
 def names() -> list[str]:
     """Return every name the command accepts."""
-    return [*REFERENCES, *(f"light-{name}" for name in light_names()), "big", "many-nodes"]
+    return [*NETWORKS, *(f"light-{name}" for name in light_names()), "big", "many-nodes"]
 
 
 def _parser() -> argparse.ArgumentParser:

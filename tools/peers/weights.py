@@ -15,14 +15,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-_SEED = 20240
+SEED = 20240
 
 
 def randomize(model: nn.Module, sample: tuple[Tensor, ...]) -> nn.Module:
     """Fill the weights of `model`, with `sample` giving the statistics, and return it in eval mode."""
-    random = torch.Generator().manual_seed(_SEED)
+    random = torch.Generator().manual_seed(SEED)
     transformer = any(isinstance(module, nn.LayerNorm) for module in model.modules())
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     with torch.no_grad():
         for module in model.modules():
             _fill_norm_or_embedding(module, random)
