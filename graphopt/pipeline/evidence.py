@@ -6,7 +6,7 @@ asking for more statistics in one call costs one run over the samples, asking in
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,8 +48,11 @@ class Evidence:
         total = len(self.samples)
         if total <= count:
             return self
-        chosen = [index * total // count for index in range(count)]
-        samples = self.samples.subset(chosen)
+        return self.choose([index * total // count for index in range(count)])
+
+    def choose(self, positions: Sequence[int]) -> Evidence:
+        """The same with the samples at `positions` only."""
+        samples = self.samples.subset(positions)
         return Evidence(samples, threads=self._threads, provider=self._provider, progress=self._progress)
 
     def collect(self, model: ir.Model, requests: Collection[Request[Any]]) -> Results:
