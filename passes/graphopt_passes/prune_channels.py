@@ -1,0 +1,133 @@
+"""Channel pruning: whole channels go, and the layers around them are refitted so that the outputs stay what they were.
+
+Which channels can only go together is found on any graph by following their labels (`graphopt.analysis.coupling`). Which
+of them go, and how many from where, is decided from calibration samples by what their loss does to the layers that read
+them and to the outputs (`pruning.planning`). The layers that stay are refitted in the order of the graph (`pruning.repair`).
+Without samples the weights alone decide, and nothing is refitted. docs/pruning.md has figures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import onnx_ir as ir
+
+from graphopt.analysis.coupling import Coupling, couple, remove
+from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.presets import PRESETS
+from graphopt.pipeline.remarks import Remarks
+from graphopt_passes.pruning.execution import Execution, Settings
+from graphopt_passes.pruning.structure import Structure
+from graphopt_passes.pruning.widths import Limits
+
+_Criterion: TypeAlias = Literal["auto", "obs", "l1", "l2", "bn-scale", "activation", "geometric-median", "random"]
+_DEFAULT_RATIO = 0.3
+_NEED_DATA = frozenset({"obs", "activation", "bn-scale"})
+
+
+@dataclass(frozen=True)
+class PruneChannels(Pass):
+    """Take out whole channels, and refit the layers around them."""
+
+    name: ClassVar[str] = "prune-channels"
+    exact: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+
+    ratio: float | None = option(
+        None,
+        "share of the channels that go; with scope=global as many MACs as that takes. 0.3 where no amount is given",
+    )
+    macs: float | None = option(None, "MACs of the whole model that may stay: a share up to 1, or a number", minimum=0)
+    params: float | None = option(None, "parameters of the whole model that may stay, likewise", minimum=0)
+    criterion: _Criterion = option("auto", "what decides which channels go first; auto: obs with samples, else l2")
+    scope: Literal["global", "uniform"] = option("global", "whether layers share the loss by harm, or lose alike")
+    repair: bool = option(True, "refit the layers that stay, where there are samples")
+    align: int | None = option(None, "widths are multiples of this, or stay; none: as the device wants it", minimum=1)
+    min_width: int = option(1, "channels that every layer keeps at least", minimum=1)
+    exclude: tuple[str, ...] = option((), "names of layers, or patterns for them, that keep their channels")
+    rows: int = option(20_000, "rows of a layer's input that are looked at", minimum=100)
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other."""
+        given = [name for name in ("ratio", "macs", "params") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} all say how much goes: give one of them")
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio={self.ratio:g} is not within [0, 1)")
+        for pattern in self.exclude:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"exclude={pattern}: {error}") from error
+
+    @property
+    def needs_data(self) -> bool:
+        """Some criteria are measured."""
+        return self.criterion in _NEED_DATA
+
+    @property
+    def reads_data(self) -> bool:
+        """By default everything is measured where there are samples."""
+        return True
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Prune `model`.
+
+        Raises:
+            TargetNotMetError: the widths cannot be made narrow enough.
+        """
+        remarks = Remarks()
+        coupling = couple(model, excluded=self._excluded(model, context, remarks))
+        for pin in coupling.pinned:
+            remarks.missed(pin.producer, f"channels stay: {pin.reason}")
+        if not coupling.groups:
+            remarks.missed("model", "nothing to prune: no layer has channels that can go")
+            return PassResult(False, (), remarks.listed())
+        structure = Structure(model, coupling)
+        execution = Execution(model, structure, self._settings(context), context, remarks)
+        gone = {number: units for number, units in execution.decide().items() if len(units)}
+        if not gone:
+            remarks.missed("model", "nothing to prune: all widths stay as they are")
+            return PassResult(False, (), remarks.listed())
+        gone = execution.repair(gone)
+        _say_widths(coupling, {number: len(units) for number, units in gone.items()}, remarks)
+        touched = remove(model, coupling, structure.units(gone))
+        return PassResult(True, None if execution.refitted else touched, remarks.listed())
+
+    def _settings(self, context: PassContext) -> Settings:
+        criterion = ("l2" if context.evidence is None else "obs") if self.criterion == "auto" else self.criterion
+        align = context.device.alignment if self.align is None else self.align
+        return Settings(
+            criterion=criterion,
+            uniform=self.scope == "uniform",
+            ratio=_DEFAULT_RATIO if self.macs is None and self.params is None and self.ratio is None else self.ratio,
+            measure="macs" if self.params is None else "params",
+            amount=next((amount for amount in (self.macs, self.params) if amount is not None), 1.0),
+            repair=self.repair,
+            limits=Limits(align, self.min_width),
+            rows=self.rows,
+        )
+
+    def _excluded(self, model: ir.Model, context: PassContext, remarks: Remarks) -> Callable[[ir.Node], bool]:
+        patterns = {text: re.compile(text) for text in self.exclude}
+        names = {node.name or "" for node in model.graph}
+        for text, pattern in patterns.items():
+            if text not in names and not any(map(pattern.fullmatch, names)):
+                remarks.missed(text, "excluded, but there is no node of that name")
+
+        def excluded(node: ir.Node) -> bool:
+            name = node.name or ""
+            matches = name in patterns or any(pattern.fullmatch(name) for pattern in patterns.values())
+            return matches or context.excluded(node)
+
+        return excluded
+
+
+def _say_widths(coupling: Coupling, gone: dict[int, int], remarks: Remarks) -> None:
+    for number, count in gone.items():
+        group = coupling.groups[number]
+        width = len(group.units) * group.lanes
+        remarks.applied(group.name, f"{width - count * group.lanes} of {width} channels stay")

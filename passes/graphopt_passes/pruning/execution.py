@@ -1,0 +1,133 @@
+"""One run of channel pruning: rank the units, settle widths, repair.
+
+The three criteria differ in what ranks the units: elimination by least squares (`obs`), scores of weights, or statistics of
+the channels. Everything behind that is common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx_ir as ir
+
+from graphopt.pipeline.base import PassContext
+from graphopt.pipeline.remarks import Remarks
+from graphopt.pricing import price
+from graphopt_passes.numerics.quantizer import Array
+from graphopt_passes.pruning import planning, scores
+from graphopt_passes.pruning.costs import Measure
+from graphopt_passes.pruning.planning import Calibration, Ranking
+from graphopt_passes.pruning.repair import Options, repair
+from graphopt_passes.pruning.structure import Structure
+from graphopt_passes.pruning.widths import Budget, Limits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for.
+
+    Attributes:
+        criterion: what ranks units.
+        uniform: whether all groups lose the same share.
+        ratio: the share; None where `amount` says how much stays.
+        measure: of what `amount` is.
+        amount: that may stay, as a share of the model or in units of `measure`.
+        repair: whether layers are refitted, where there are samples.
+        limits: of widths.
+        rows: of a layer's input that are looked at.
+    """
+
+    criterion: str
+    uniform: bool
+    ratio: float | None
+    measure: Measure
+    amount: float
+    repair: bool
+    limits: Limits
+    rows: int
+
+
+class Execution:
+    """What is known during one run."""
+
+    def __init__(
+        self, model: ir.Model, structure: Structure, settings: Settings, context: PassContext, remarks: Remarks
+    ) -> None:
+        """`model` is changed by `repair` only."""
+        self._model = model
+        self._structure = structure
+        self._settings = settings
+        self._context = context
+        self._remarks = remarks
+        self.refitted = 0
+
+    @cached_property
+    def _calibration(self) -> Calibration | None:
+        evidence = self._context.evidence
+        return None if evidence is None else Calibration(evidence, self._settings.rows, self._context.seed)
+
+    @cached_property
+    def _macs(self) -> float:
+        return float(price(self._model).macs)
+
+    def decide(self) -> dict[int, Array]:
+        """The units that go, by group.
+
+        Raises:
+            TargetNotMetError: the budget cannot be met.
+        """
+        settings = self._settings
+        budget = Budget(self._model, self._structure, settings.measure, settings.limits)
+        if settings.ratio == 0:
+            return {}
+        limit = self._limit(budget)
+        ranking = self._ranking()
+        if settings.uniform:
+            uniform = budget.uniform(settings.ratio) if settings.ratio is not None else budget.uniform_within(limit)
+            return ranking.gone(uniform)
+        if self._calibration is None or not ranking.points:
+            return ranking.gone(budget.least_harm(ranking.curves(0.0), limit))
+        widths, blend = planning.least_harm(
+            self._model, self._structure, self._calibration, ranking, budget, limit, self._macs
+        )
+        self._remarks.applied("widths", f"chosen with {blend:g} of the measured sensitivity of the outputs")
+        return ranking.gone(widths)
+
+    def repair(self, gone: Mapping[int, Array]) -> dict[int, Array]:
+        """Refit the model's layers in place, where there are samples; the units that go in the end."""
+        settings = self._settings
+        if self._calibration is None or not settings.repair:
+            return dict(gone)
+        original = self._model.clone()
+        options = Options(choose_again=settings.criterion == "obs")
+        with self._calibration.walk(original, self._model) as walk:
+            done = repair(walk, self._model, self._structure, gone, options)
+        self.refitted = done.refitted
+        self._remarks.applied("layers", f"{done.refitted} refitted towards the original's outputs")
+        return done.gone
+
+    def _limit(self, budget: Budget) -> float:
+        settings = self._settings
+        full = budget.real(budget.full)
+        if settings.ratio is not None:
+            return budget.real(budget.uniform(settings.ratio))
+        return settings.amount * full if settings.amount <= 1 else settings.amount
+
+    def _ranking(self) -> Ranking:
+        model, structure, criterion = self._model, self._structure, self._settings.criterion
+        if criterion == "obs" and self._calibration is not None:
+            found = planning.rank(model, structure, self._calibration, self._macs)
+            unseen = [group for number, group in enumerate(structure.groups) if number not in found.eliminations]
+            for group in unseen:
+                self._remarks.missed(
+                    group.name, "its readers are no matrices that can be refitted: it keeps its channels"
+                )
+            return found
+        if criterion == "random":
+            random = self._context.rng()
+            return planning.by_scores([random.random(len(group.units)) for group in structure.groups])
+        if criterion in ("activation", "bn-scale") and self._calibration is not None:
+            return planning.by_scores(scores.measured(model, structure.groups, self._calibration.evidence, criterion))
+        return planning.by_scores([scores.weight_scores(model, group, criterion) for group in structure.groups])

@@ -1,0 +1,153 @@
+"""From options to widths: in which order the units of each group go, and how many of each stay.
+
+With calibration samples and the criterion `obs`, curves (curves.py) say what every width of every group costs, and how much
+the outputs feel of it is measured (sensitivity.py). How far to believe in either is a matter of the network: a few blends
+are tried, each pruned and repaired on most of the samples, and the one whose outputs are nearest to the original's on the
+samples that were held out is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.pipeline.evidence import Evidence
+from graphopt_passes.numerics.elimination import Elimination
+from graphopt_passes.numerics.quantizer import Array
+from graphopt_passes.pruning import sensitivity
+from graphopt_passes.pruning.curves import curves
+from graphopt_passes.pruning.harm import Judge
+from graphopt_passes.pruning.repair import Options, repair
+from graphopt_passes.pruning.scores import elimination_by
+from graphopt_passes.pruning.structure import Structure
+from graphopt_passes.pruning.widths import Budget, removed
+from graphopt_passes.reconstruction.walk import Walk
+
+BLENDS = (0.0, 0.5, 1.0)
+"""Shares of the measured sensitivity that are tried; 0 is the relative error of layers alone."""
+_HELD_OUT_SHARE = 4
+_PROBE_WORK = 3e11
+"""MACs that measuring sensitivity may take; it takes fewer samples where they would be more."""
+_TRIAL_WORK = 2e11
+"""MACs of one run over the samples up to which blends are compared; beyond, the middle one is taken."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is measured with.
+
+    Attributes:
+        evidence: the samples.
+        rows: at most how many rows of a layer are looked at.
+        seed: of their choice.
+    """
+
+    evidence: Evidence
+    rows: int
+    seed: int
+
+    def walk(self, original: ir.Model, compressed: ir.Model) -> Walk:
+        """Both networks on these samples."""
+        return Walk(original, compressed, self.evidence, rows=self.rows, seed=self.seed)
+
+    def split(self) -> tuple[Calibration, Calibration]:
+        """Most of the samples, and a seeded quarter that these do not hold."""
+        count = len(self.evidence.samples)
+        held = max(1, count // _HELD_OUT_SHARE)
+        order = np.random.default_rng(self.seed).permutation(count)
+        chosen, rest = sorted(order[:held].tolist()), sorted(order[held:].tolist())
+        return (
+            replace(self, evidence=self.evidence.choose(rest or chosen)),
+            replace(self, evidence=self.evidence.choose(chosen)),
+        )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What is known of each group.
+
+    Attributes:
+        eliminations: the order of units, and the harm of each width, by relative error.
+        points: (error, harm of the outputs) at some widths, where they were measured.
+    """
+
+    eliminations: Mapping[int, Elimination]
+    points: Mapping[int, list[tuple[float, float]]]
+
+    def curves(self, blend: float) -> dict[int, Array]:
+        """Harm by width of each group."""
+        return {
+            number: sensitivity.harms(found.curve(), self.points.get(number, []), blend)
+            for number, found in self.eliminations.items()
+        }
+
+    def gone(self, widths: Array) -> dict[int, Array]:
+        """The units that go at `widths`."""
+        order = [
+            self.eliminations[number].order if number in self.eliminations else np.arange(width)
+            for number, width in enumerate(widths)
+        ]
+        return removed(order, widths)
+
+
+def rank(model: ir.Model, structure: Structure, calibration: Calibration, macs: float) -> Ranking:
+    """Curves by exact elimination, and what the outputs feel at their probes.
+
+    Args:
+        model: the original.
+        structure: of the model.
+        calibration: samples.
+        macs: of one sample.
+    """
+    with calibration.walk(model, model) as walk:
+        found = curves(walk, model, structure)
+    probes = sum(len(curve.probes) for curve in found.values())
+    samples = int(_PROBE_WORK / max(1.0, macs * probes))
+    judge = Judge(model, calibration.evidence.subset(min(max(samples, 8), 128)))
+    points = sensitivity.measured(model, found, judge)
+    return Ranking({number: curve.elimination for number, curve in found.items()}, points)
+
+
+def least_harm(
+    model: ir.Model,
+    structure: Structure,
+    calibration: Calibration,
+    ranking: Ranking,
+    budget: Budget,
+    limit: float,
+    macs: float,
+) -> tuple[Array, float]:
+    """The widths within `limit` whose outputs stay nearest to the original's, and the blend that gave them."""
+    choices = {blend: budget.least_harm(ranking.curves(blend), limit) for blend in BLENDS}
+    if macs * len(calibration.evidence.samples) > _TRIAL_WORK:
+        return choices[BLENDS[1]], BLENDS[1]
+    fitting, held_out = calibration.split()
+    judge = Judge(model, held_out.evidence)
+    harms: dict[tuple[int, ...], float] = {}
+    for widths in choices.values():
+        if tuple(widths) not in harms:
+            harms[tuple(widths)] = judge.harm(pruned(model, structure, fitting, ranking.gone(widths)))
+    best = min(choices, key=lambda blend: harms[tuple(choices[blend])])
+    return choices[best], best
+
+
+def pruned(
+    model: ir.Model,
+    structure: Structure,
+    calibration: Calibration,
+    gone: Mapping[int, Array],
+    options: Options | None = None,
+) -> ir.Model:
+    """A clone of `model` with its layers refitted for the units in `gone`, whose columns are zeros."""
+    clone = model.clone()
+    with calibration.walk(model, clone) as walk:
+        repair(walk, clone, structure, gone, options or Options())
+    return clone
+
+
+def by_scores(scores: Sequence[Array]) -> Ranking:
+    """A ranking by scores of each group's units."""
+    return Ranking({number: elimination_by(score) for number, score in enumerate(scores)}, {})

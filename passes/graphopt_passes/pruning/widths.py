@@ -1,0 +1,147 @@
+"""How many units each group may keep, and what a choice of widths really costs.
+
+Widths are multiples of what the runtime's kernels want, or stay as they are. The budget is for the whole model: a choice is
+priced by removing its units from a clone, and the products of costs.py are only the direction in which to search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.coupling import remove
+from graphopt.errors import TargetNotMetError
+from graphopt.pricing import price
+from graphopt_passes.numerics.allocation import Choices, allocate
+from graphopt_passes.numerics.quantizer import Array
+from graphopt_passes.pruning.costs import Measure, cost_of
+from graphopt_passes.pruning.structure import Structure
+
+_TRIALS = 8
+_NEAR = 0.99
+"""A choice that uses this share of the budget is near enough."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a group may keep.
+
+    Attributes:
+        align: channels are a multiple of this, or all of them.
+        fewest: channels that stay at least.
+    """
+
+    align: int = 1
+    fewest: int = 1
+
+    def widths(self, units: int, lanes: int) -> Array:
+        """Numbers of units that a group of `units` units of `lanes` channels may keep, ascending; all is always among them."""
+        every = np.arange(1, units + 1)
+        channels = every * lanes
+        fits = (channels % self.align == 0) & (channels >= min(self.fewest, units * lanes))
+        return np.flatnonzero(fits | (every == units)) + 1
+
+
+class Budget:
+    """Widths within a cost of the whole model."""
+
+    def __init__(self, model: ir.Model, structure: Structure, measure: Measure, limits: Limits) -> None:
+        """`model` is not changed."""
+        self._model = model
+        self._structure = structure
+        self._measure: Measure = measure
+        self._cost = cost_of(model, structure, measure)
+        self._priced: dict[tuple[int, ...], float] = {}
+        self.full = np.array([len(group.units) for group in structure.groups], int)
+        self.allowed = [limits.widths(len(group.units), group.lanes) for group in structure.groups]
+
+    def real(self, widths: Array) -> float:
+        """What the model costs at `widths`."""
+        key = tuple(int(width) for width in widths)
+        if key not in self._priced:
+            model = self._model.clone()
+            gone = {number: range(self.full[number] - width) for number, width in enumerate(key)}
+            remove(model, self._structure.coupling, self._structure.units(gone))
+            self._priced[key] = float(getattr(price(model), self._measure))
+        return self._priced[key]
+
+    def uniform(self, ratio: float) -> Array:
+        """Every group loses this share of its units, as near as its widths allow."""
+        return np.array(
+            [
+                allowed[int(np.argmin(np.abs(allowed - (1 - ratio) * full)))]
+                for allowed, full in zip(self.allowed, self.full, strict=True)
+            ],
+            int,
+        )
+
+    def uniform_within(self, budget: float) -> Array:
+        """The smallest uniform ratio that fits."""
+        low, high = 0.0, 1.0
+        self._check(budget)
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.real(self.uniform(middle)) <= budget else (middle, high)
+        return self._filled(self.uniform(high), self.uniform(low), budget)
+
+    def least_harm(self, curves: Mapping[int, Array], budget: float) -> Array:
+        """The widths of least harm that fit.
+
+        Args:
+            curves: by group (U + 1,) harm by width; groups without one keep all.
+            budget: of the whole model.
+
+        Raises:
+            TargetNotMetError: not even the narrowest widths fit.
+        """
+        self._check(budget)
+        choices = [
+            Choices.of(curves[number], allowed) if number in curves else Choices(allowed[-1:], np.zeros(1))
+            for number, allowed in enumerate(self.allowed)
+        ]
+        fixed = self.real(self.full) - self._cost.of(self.full)
+        aim, best = budget - fixed, None
+        for _ in range(_TRIALS):
+            widths = allocate(choices, self._cost, aim)
+            real = self.real(widths)
+            if real <= budget and (best is None or real > self.real(best)):
+                best = widths
+            if _NEAR * budget <= real <= budget or np.array_equal(widths, self.full):
+                break
+            aim += (budget - real) * (1.0 if real > budget else 0.7)
+        return self.narrowest() if best is None else best
+
+    def narrowest(self) -> Array:
+        """The fewest units of every group."""
+        return np.array([allowed[0] for allowed in self.allowed], int)
+
+    def _check(self, budget: float) -> None:
+        least = self.real(self.narrowest())
+        if least > budget:
+            full = self.real(self.full)
+            raise TargetNotMetError(
+                f"prune-channels: {self._measure}={budget / full:.3g} of the model cannot be met: with the narrowest "
+                f"widths it keeps {least / full:.3g} of its {self._measure} ({least:.4g} of {full:.4g}); lower align or "
+                "min_width, or ask for more"
+            )
+
+    def _filled(self, widths: Array, wider: Array, budget: float) -> Array:
+        """`widths` with as many groups as wide as `wider` as fit, in the order of the graph."""
+        for number in range(len(widths)):
+            trial = widths.copy()
+            trial[number] = wider[number]
+            if self.real(trial) <= budget:
+                widths = trial
+        return widths
+
+
+def removed(order: Sequence[Array], widths: Array) -> dict[int, Array]:
+    """Numbers of the units that go: the first ones of each group's order."""
+    return {
+        number: np.asarray(units[: len(units) - width], int)
+        for number, (units, width) in enumerate(zip(order, widths, strict=True))
+        if width < len(units)
+    }

@@ -1,0 +1,180 @@
+"""prune-channels on small networks: amounts, alignment, repair, and what it says where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import graphopt
+from graphopt.errors import OptionError, TargetNotMetError
+
+MODELS = Path(__file__).parents[2] / "models"
+RESIDUAL = str(MODELS / "residual.onnx")
+DIGITS = str(MODELS / "digits.calib.npz")
+
+
+def _network(widths: tuple[int, ...] = (8, 12, 8), dead: int = 0, seed: int = 0) -> onnx.ModelProto:
+    """Conv, Relu, Conv, Relu, ..., pooling, Gemm; the first `dead` channels of each layer are never above zero."""
+    rng = np.random.default_rng(seed)
+    nodes, weights, before, value = [], [], 3, "x"
+    for number, width in enumerate(widths):
+        bias = rng.normal(size=width) * 0.1
+        bias[:dead] = -1000
+        arrays = {"w": rng.normal(size=(width, before, 3, 3)) / np.sqrt(9 * before / 2), "b": bias}
+        weights += [numpy_helper.from_array(a.astype(np.float32), f"{name}{number}") for name, a in arrays.items()]
+        inputs = [value, f"w{number}", f"b{number}"]
+        nodes.append(helper.make_node("Conv", inputs, [f"c{number}"], f"conv{number}", pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"], f"relu{number}"))
+        before, value = width, f"r{number}"
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["pooled"], "pool"))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"], "flatten"))
+    weights.append(numpy_helper.from_array(rng.normal(size=(5, before)).astype(np.float32), "w"))
+    nodes.append(helper.make_node("Gemm", ["flat", "w"], ["y"], "head", transB=1))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def _samples(count: int = 48, seed: int = 1) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).normal(size=(count, 3, 8, 8)).astype(np.float32)}
+
+
+def _outputs(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, feeds)[0])
+
+
+def _prune(model: onnx.ModelProto, options: str, data: object = None) -> graphopt.Result:
+    return graphopt.optimize(model, pipeline=f"prune-channels{{{options}}}", data=data)
+
+
+def _remarks(result: graphopt.Result) -> str:
+    return "\n".join(str(remark) for record in result.report.passes for remark in record.remarks)
+
+
+def _widths(model: onnx.ModelProto) -> list[int]:
+    return [tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 4]
+
+
+def _error(model: onnx.ModelProto, other: onnx.ModelProto) -> float:
+    feeds = _samples(64, seed=9)
+    right = _outputs(model, feeds)
+    return float(np.sum((_outputs(other, feeds) - right) ** 2) / np.sum((right - right.mean(axis=0)) ** 2))
+
+
+@pytest.mark.parametrize("scope", ["global", "uniform"])
+@pytest.mark.parametrize("share", [0.8, 0.5])
+def test_macs_come_as_near_to_the_target_as_widths_allow(scope: str, share: float) -> None:
+    result = _prune(_network((16, 24, 16)), f"macs={share},align=1,scope={scope}", _samples())
+    ratio = result.report.after.macs / result.report.before.macs
+    assert share - 0.04 <= ratio <= share
+    _outputs(result.model, _samples())
+
+
+def test_a_trained_network_is_pruned_to_half_and_still_agrees() -> None:
+    result = graphopt.optimize(
+        RESIDUAL,
+        pipeline="prune-channels{macs=0.5,align=1}",
+        data=DIGITS,
+        calibration_samples=96,
+        eval_data=str(MODELS / "digits.eval.npz"),
+        metric="agreement",
+    )
+    assert 0.48 <= result.report.after.macs / result.report.before.macs <= 0.5
+    assert result.report.quality is not None
+    assert result.report.quality.after is not None
+    assert result.report.quality.after > 0.9
+
+
+def test_dead_channels_cost_nothing_and_go_first() -> None:
+    model = _network((8, 12, 8), dead=3)
+    result = _prune(model, "ratio=0.2,align=1", _samples())
+    assert _widths(result.model) == [5, 9, 5]
+    assert _error(model, result.model) < 1e-9
+
+
+def test_repair_and_measured_choice_beat_norms() -> None:
+    model, data = _network((16, 16, 16)), _samples(96)
+    options = "macs=0.6,align=1"
+    errors = [
+        _error(model, _prune(model, f"{options},{more}", data).model)
+        for more in ("criterion=obs", "criterion=l2,scope=uniform", "criterion=l2,scope=uniform,repair=false")
+    ]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.7 * errors[1] < 0.7 * errors[2]
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "geometric-median", "random", "activation", "bn-scale"])
+def test_every_criterion_ranks(criterion: str) -> None:
+    data = _samples(16) if criterion in ("activation", "bn-scale") else None
+    result = _prune(_network(), f"ratio=0.5,scope=uniform,align=1,criterion={criterion}", data)
+    assert _widths(result.model) == [4, 6, 4]
+    _outputs(result.model, _samples())
+
+
+def test_smallest_weights_go_by_their_norm() -> None:
+    model = _network((6, 4))
+    weight = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight[[1, 4]] *= 1e-3
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w0"))
+    result = _prune(model, "ratio=0.34,scope=uniform,align=1,criterion=l1")
+    left = next(numpy_helper.to_array(t) for t in result.model.graph.initializer if t.dims[1] == 3)
+    np.testing.assert_array_equal(left, weight[[0, 2, 3, 5]])
+
+
+@pytest.mark.parametrize(("options", "widths"), [("align=8", {8, 16, 24}), ("align=4", {4, 8, 12, 16, 20, 24})])
+def test_widths_are_aligned(options: str, widths: set[int]) -> None:
+    result = _prune(_network((16, 24, 16)), f"macs=0.6,{options}", _samples())
+    assert set(_widths(result.model)) <= widths
+    assert result.report.after.macs <= 0.6 * result.report.before.macs
+
+
+def test_least_width() -> None:
+    result = _prune(_network((16, 16)), "macs=0.6,align=1,min_width=10", _samples(16))
+    assert min(_widths(result.model)) >= 10
+
+
+def test_nothing_goes_at_ratio_zero() -> None:
+    model = _network()
+    result = _prune(model, "ratio=0")
+    assert not result.report.passes[-1].modified
+    np.testing.assert_array_equal(_outputs(model, _samples()), _outputs(result.model, _samples()))
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    first, second = (_prune(_network(), "macs=0.6,align=1", _samples(24)).model for _ in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
+
+
+@pytest.mark.parametrize("options", ["ratio=1", "ratio=-0.1", "ratio=0.3,macs=0.5", 'exclude="("', "align=0"])
+def test_options_that_cannot_be(options: str) -> None:
+    with pytest.raises(OptionError, match="prune-channels"):
+        _prune(_network(), options)
+
+
+def test_a_target_out_of_reach_says_the_least_possible() -> None:
+    with pytest.raises(TargetNotMetError, match=r"keeps 0\.\d+ of its macs") as caught:
+        _prune(_network(), "macs=0.01,min_width=6,align=1")
+    assert caught.value.exit_code == 3
+
+
+def test_nothing_to_prune_is_a_remark() -> None:
+    result = _prune(_network(()), "ratio=0.3")
+    assert "nothing to prune" in _remarks(result)
+    assert not result.report.passes[-1].modified
+
+
+def test_excluded_layers_keep_their_channels_and_names_that_match_nothing_are_named() -> None:
+    result = _prune(_network(), 'ratio=0.5,scope=uniform,align=1,exclude="conv1":"nowhere.*"')
+    assert _widths(result.model)[1] == 12
+    assert "nowhere.*: excluded, but there is no node of that name" in _remarks(result)
