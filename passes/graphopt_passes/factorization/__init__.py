@@ -1,0 +1,1 @@
+"""Replacing linear layers by sums and chains of thinner ones, chosen per layer under a budget."""

@@ -1,0 +1,256 @@
+"""From options to a compressed network: candidates of every layer, one choice, one walk.
+
+With samples: candidates are fitted to what the layers see, their harm is measured in the network, the choice is a small
+integer program under the budget, and one sequential walk refits all layers. Without samples weights are approximated
+as they are, and the relative error of a layer's weights stands for its harm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from graphopt.analysis.extents import Extents
+from graphopt.errors import TargetNotMetError
+from graphopt.ir.surgery import FreshNames
+from graphopt.ir.walk import label
+from graphopt.pipeline.base import PassContext, PassResult
+from graphopt.pipeline.evidence import Evidence
+from graphopt.pipeline.remarks import Remarks
+from graphopt.pricing import price
+from graphopt_passes.factorization import sequential
+from graphopt_passes.factorization.candidates import Candidate, Search, fit_all, interpolated, probed
+from graphopt_passes.factorization.choice import choose
+from graphopt_passes.factorization.emission import emit
+from graphopt_passes.factorization.harm import Harm
+from graphopt_passes.factorization.regression import Regression
+from graphopt_passes.factorization.schemes import Fits, Fitted
+from graphopt_passes.factorization.sites import Site, site_of
+from graphopt_passes.numerics.quadratic import Quadratic
+from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.walk import Walk
+
+EXACT = 1e-10
+"""Relative squared error below which a replacement counts as lossless."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """Bounds on sums over the whole model: a fraction of what it has where at most 1, else absolute. None: no bound."""
+
+    macs: float | None = None
+    params: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.macs is not None or self.params is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to compress.
+
+    Attributes:
+        search: what is tried.
+        budget: of the whole model; without one every layer is decided on its own.
+        error: bound on a layer's squared output error over its energy.
+        rows: of a layer that are looked at.
+        samples: that harm is measured on.
+        probes: candidates per layer whose harm is measured.
+        refit_kept: whether layers that are kept are refitted.
+    """
+
+    search: Search
+    budget: Budget
+    error: float = np.inf
+    rows: int = 40_000
+    samples: int = 128
+    probes: int = 4
+    refit_kept: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """A layer and its candidates; the first is the layer as it is."""
+
+    site: Site
+    candidates: list[Candidate]
+
+
+def compress(model: ir.Model, context: PassContext, settings: Settings) -> PassResult:
+    """Compress `model` in place.
+
+    Raises:
+        TargetNotMetError: not even the smallest candidates keep the budget; the message says what they come to.
+        DataError: activations are not finite on the samples.
+    """
+    return _Compression(model, context, settings).run()
+
+
+class _Compression:
+    def __init__(self, model: ir.Model, context: PassContext, settings: Settings) -> None:
+        self.model = model
+        self.context = context
+        self.settings = settings
+        self.remarks = Remarks()
+
+    def run(self) -> PassResult:
+        sites = self._sites()
+        proposals = self._propose(sites)
+        chosen = self._choose(proposals)
+        replaced = {key: one for key, one in chosen.items() if one.scheme != "keep"}
+        self._remark(proposals, chosen)
+        if not replaced:
+            return PassResult(False, (), self.remarks.listed())
+        touched = self._apply(proposals, replaced)
+        return PassResult(True, [node for node in touched if node.graph is not None], self.remarks.listed())
+
+    def _sites(self) -> dict[str, Site]:
+        extents = Extents(self.model)
+        sites = {}
+        for layer in linear_layers(self.model.graph):
+            if self.context.excluded(layer.node):
+                continue
+            site = site_of(layer, extents)
+            if isinstance(site, str):
+                self.remarks.missed(label(layer.node), f"kept: {site}")
+            elif not np.isfinite(layer.weight()).all():
+                self.remarks.missed(label(layer.node), "kept: its weights are not finite")
+            elif layer.output.uses() or layer.output.is_graph_output():
+                sites[layer.key] = site
+        return sites
+
+    # Candidates
+
+    def _propose(self, sites: Mapping[str, Site]) -> dict[str, Proposal]:
+        evidence = self.context.evidence
+        if evidence is None:
+            return {key: self._from_weights(site) for key, site in sites.items()}
+        return self._from_samples(sites, evidence)
+
+    def _from_weights(self, site: Site) -> Proposal:
+        fits = Fits(site, [Quadratic.of(one) for one in site.layer.weight()])
+        found = [dataclasses.replace(one, harm=one.error) for one, _ in self._fit(fits)]
+        return Proposal(site, [self.settings.search.keep(site), *found])
+
+    def _from_samples(self, sites: Mapping[str, Site], evidence: Evidence) -> dict[str, Proposal]:
+        proposals = {}
+        few = evidence.subset(self.settings.samples)
+        still = self.model.clone()
+        with (
+            Walk(self.model, still, evidence, rows=self.settings.rows, seed=self.context.seed) as walk,
+            Harm(self.model, few) as harm,
+        ):
+            for layer in linear_layers(still.graph):
+                site = sites.get(layer.key)
+                if site is None:
+                    continue
+                proposals[layer.key] = self._on_rows(site, layer, walk, harm)
+                walk.advance(layer.key)
+        return proposals
+
+    def _on_rows(self, site: Site, layer: Linear, walk: Walk, harm: Harm) -> Proposal:
+        keep = self.settings.search.keep(site)
+        if not self.settings.search.candidates(site):
+            return Proposal(site, [keep])
+        regression = Regression(walk.observe(layer), layer.weight(), centred=layer.takes_bias)
+        fits = Fits(site, regression.quadratics())
+        found = self._fit(fits)
+        candidates = [one for one, _ in found]
+        if not self.settings.budget:  # error decides
+            return Proposal(site, [keep, *candidates])
+        probes = probed(candidates, self.settings.probes)
+        denses = [found[index][1].dense for index in probes]
+        harms = harm.measure(layer, [(dense, regression.bias(dense)) for dense in denses])
+        return Proposal(site, [keep, *interpolated(candidates, probes, harms)])
+
+    def _fit(self, fits: Fits) -> list[tuple[Candidate, Fitted]]:
+        search = self.settings.search
+        ranks = {} if search.fixed else fits.ranks()
+        return fit_all(fits, search.candidates(fits.site, ranks), max(EXACT, self.settings.error))
+
+    # Choice
+
+    def _choose(self, proposals: Mapping[str, Proposal]) -> dict[str, Candidate]:
+        if self.settings.budget:
+            return self._within_budget(proposals)
+        return {key: self._alone(one) for key, one in proposals.items()}
+
+    def _alone(self, proposal: Proposal) -> Candidate:
+        """The cheapest candidate of those that are accurate enough; where the amount is fixed, the most accurate."""
+        keep, *others = proposal.candidates
+        if self.settings.search.fixed:
+            return min(others, key=lambda one: (one.error, one.macs), default=keep)
+        if self.settings.search.faster:
+            return min(proposal.candidates, key=lambda one: (one.seconds, one.error))
+        return min(proposal.candidates, key=lambda one: (one.macs, one.weights, one.error))
+
+    def _within_budget(self, proposals: Mapping[str, Proposal]) -> dict[str, Candidate]:
+        totals = price(self.model)
+        kinds = [
+            (bound if bound > 1 else bound * total, attribute, total)
+            for bound, attribute, total in (
+                (self.settings.budget.macs, "macs", totals.macs),
+                (self.settings.budget.params, "weights", totals.params),
+            )
+            if bound is not None
+        ]
+        options = [one.candidates for one in proposals.values()]
+        budgets = []
+        for bound, attribute, total in kinds:
+            fixed = total - sum(getattr(one[0], attribute) for one in options)
+            least = fixed + sum(min(getattr(each, attribute) for each in one) for one in options)
+            if least > bound:
+                what = "macs" if attribute == "macs" else "params"
+                raise TargetNotMetError(
+                    f"{what}={bound / total:.3g}: the least that these schemes can reach is {what}={least / total:.3g}"
+                )
+            budgets.append(bound - fixed)
+        harms = [np.array([each.harm for each in one]) for one in options]
+        costs = [np.array([[getattr(each, kind[1]) for kind in kinds] for each in one], float) for one in options]
+        picked = choose(harms, costs, budgets)
+        if picked is None:
+            raise TargetNotMetError("no choice of replacements keeps both macs and params")
+        return {key: one[index] for key, one, index in zip(proposals, options, picked, strict=True)}
+
+    # Application
+
+    def _apply(self, proposals: Mapping[str, Proposal], replaced: Mapping[str, Candidate]) -> list[ir.Node]:
+        names = FreshNames(self.model)
+        evidence = self.context.evidence
+        if evidence is None:
+            touched = []
+            for key, candidate in replaced.items():
+                site = proposals[key].site
+                fits = Fits(site, [Quadratic.of(one) for one in site.layer.weight()], rounds=2)
+                touched += emit(site, fits.fit(candidate.scheme, candidate.amount), names)
+            return touched
+        chosen = {key: (proposals[key].site, candidate) for key, candidate in replaced.items()}
+        layers = [one for one in linear_layers(self.model.graph) if not self.context.excluded(one.node)]
+        original = self.model.clone()
+        with Walk(original, self.model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
+            return sequential.apply(walk, layers, chosen, names, self.settings.refit_kept)
+
+    def _remark(self, proposals: Mapping[str, Proposal], chosen: Mapping[str, Candidate]) -> None:
+        measured = self.context.evidence is not None
+        for key, one in chosen.items():
+            proposal = proposals[key]
+            place, keep = label(proposal.site.layer.node), proposal.candidates[0]
+            if one.scheme == "keep":
+                pays = len(proposal.candidates) > 1
+                self.remarks.missed(
+                    place, "kept: others pay better" if pays else "kept: no replacement would be cheaper"
+                )
+                continue
+            harm = f", harm {one.harm:.2g}" if measured and self.settings.budget else ""
+            self.remarks.applied(
+                place,
+                f"{one}: {_change(one.macs, keep.macs)} MACs, {_change(one.weights, keep.weights)} weights, "
+                f"{_change(one.seconds, keep.seconds)} predicted time, output error {one.error:.2g}{harm}",
+            )
+
+
+def _change(new: float, old: float) -> str:
+    return f"{100 * (new / old - 1):+.0f} %" if old else "0 %"

@@ -1,0 +1,70 @@
+"""Low-rank factorization: a layer with many multiply-accumulates becomes two or three with few.
+
+    channel   k x k to r channels, then 1 x 1         svd       the same for products of matrices
+    input     1 x 1 to r channels, then k x k         tucker    1 x 1, k x k, 1 x 1
+    spatial   k x 1, then 1 x k                       decoupling   as `separate-depthwise` does it
+
+Which layers, by which scheme and how far is decided for all of them together (`factorization.compress`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import onnx_ir as ir
+
+from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.presets import PRESETS
+
+_Scheme: TypeAlias = Literal["auto", "channel", "input", "spatial", "tucker", "svd", "decoupling"]
+
+_ENERGY = 0.99
+
+
+@dataclass(frozen=True)
+class Factorize(Pass):
+    """Replace layers by chains of thinner ones of low rank."""
+
+    name: ClassVar[str] = "factorize"
+    exact: ClassVar[bool] = False
+    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+
+    schemes: tuple[_Scheme, ...] = option(("auto",), "what is tried; auto: all but decoupling, the best per layer")
+    macs: float | None = option(None, "multiply-accumulates of the whole model, a fraction up to 1", minimum=0)
+    params: float | None = option(None, "parameters of the whole model, a fraction up to 1", minimum=0)
+    energy: float | None = option(
+        None, "share of each layer's output energy to keep; 0.99 where nothing else is asked for", minimum=0, maximum=1
+    )
+    rank: float | None = option(None, "rank of every layer, below 1 as a fraction of the highest", minimum=0)
+    align: int | None = option(None, "ranks are multiples of this; by default of the runtime's block", minimum=1)
+    prefer: Literal["latency", "macs"] = option(
+        "latency", "whether a layer is replaced only where it is predicted to run faster, or wherever MACs fall"
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (self.energy is not None or self.macs is not None or self.params is not None):
+            raise ValueError("rank fixes what energy, macs and params would choose: give one of them")
+
+    @property
+    def reads_data(self) -> bool:
+        """Factors fit what layers see, where there are samples."""
+        return True
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Factorize `model`.
+
+        Raises:
+            TargetNotMetError: `macs` or `params` cannot be reached.
+        """
+        from graphopt_passes.factorization.compress import Budget, Settings, compress
+        from graphopt_passes.factorization.options import search
+
+        names = [one for one in self.schemes if one != "auto"]
+        if "auto" in self.schemes:
+            names += ["channel", "input", "spatial", "tucker"]
+        budget = Budget(self.macs, self.params)
+        energy = _ENERGY if self.energy is None and not budget and self.rank is None else self.energy
+        tried = search(names, context, align=self.align, faster=self.prefer == "latency", rank=self.rank)
+        error = float("inf") if energy is None else 1 - energy
+        return compress(model, context, Settings(tried, budget, error))
