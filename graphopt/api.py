@@ -103,6 +103,7 @@ def optimize(
     metric: Metric = None,
     normalize: Normalize = None,
     calibration_samples: int | None = None,
+    statistics_folder: str | os.PathLike[str] | None = None,
     budget: Mapping[str, Any] | None = None,
     max_drop: float | None = None,
     plan: Any = None,
@@ -134,6 +135,8 @@ def optimize(
             `top1` for classifiers with labels, else `agreement` or `sqnr` with the original.
         normalize: what is applied to integer arrays and images, such as "imagenet" or "scale=1/255".
         calibration_samples: how many samples of `data` are used, 256 by default.
+        statistics_folder: where statistics of calibration samples are kept for later runs, by digests of the model and of
+            the data; nowhere by default.
         budget: bounds on macs, params, bytes, memory or latency. Not available yet.
         max_drop: the gate: how much worse the metric may get on samples held out of `data`, in its own unit.
         plan: a plan to replay. Not available yet.
@@ -171,6 +174,7 @@ def optimize(
     from graphopt.pipeline.pipeline import Pipeline
     from graphopt.pipeline.registry import Registry
     from graphopt.pipeline.tools import tools_for
+    from graphopt.planning import sparing
     from graphopt.planning.study import Request, Study
     from graphopt.report import assembly
     from graphopt.runtime.evaluate import evaluate
@@ -184,7 +188,8 @@ def optimize(
     request.require(passes)
     timed = latency or max_drop is not None
     lifted = lift(model, shapes=shapes)
-    study = Study(request, lifted, seed=seed, threads=threads, provider=provider)
+    folder = None if statistics_folder is None else Path(statistics_folder)
+    study = Study(request, lifted, seed=seed, threads=threads, provider=provider, folder=folder)
     original = Original(lifted, seed=seed, threads=threads, provider=provider)
     study.prepare(original, passes, timed=timed)
     if announce is not None:
@@ -210,9 +215,10 @@ def optimize(
         verify_all=verify == "full",
         provenance=provenance,
     )
-    record = manager.run(lifted.model, passes)
-    gate = study.pass_gate(original, record.model, progress)
-    measured = original.latency(record.model, study.samples, progress) if timed else None
+    record, gate = sparing.run(
+        manager, lifted.model, passes, lambda found: study.judge(original, found, progress), lifted.relift
+    )
+    measured = study.latency(original, record.model, progress) if timed else None
     evaluated = study.evaluate(original, record.model, progress)
     report = assembly.report_of(
         lifted,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -54,11 +54,17 @@ class PassResult:
         touched: the nodes that were made or changed and are still in the model; verification and pricing look at these
             and their neighbours only. None means "not tracked": the whole model is looked at again.
         remarks: what was done where, and above all why not.
+        warnings: what the user must not overlook.
+        facts: figures for the report, under keys of the pass's own: numbers, texts, lists and dicts.
+        sparable: how many places a harmful pass could still leave alone; see `Pass.sparing`.
     """
 
     modified: bool
     touched: Collection[ir.Node] | None = None
     remarks: Sequence[Remark] = ()
+    warnings: Sequence[str] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sparable: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +146,13 @@ class Pass(abc.ABC):
     def reads_data(self) -> bool:
         """Whether it asks `context.evidence` where there is data, though it may do without; said like `needs_data`."""
         return self.needs_data
+
+    def sparing(self, places: int) -> Pass | None:
+        """The same pass that leaves so many places alone, the most harmful first; None where it has no such choice.
+
+        Where the accuracy gate does not hold, the run is repeated with more and more of them (`planning.sparing`).
+        """
+        return None
 
     @abc.abstractmethod
     def run(self, model: ir.Model, context: PassContext) -> PassResult:

@@ -202,7 +202,18 @@ class _Run:
             self.changed_by.append(len(self.records))
             self.cost = self._price(result.touched)
         options = options_of_record(pass_)
-        return PassRecord(pass_.name, options, seconds, result.modified, before, self.cost, tuple(result.remarks))
+        self.warnings += result.warnings
+        return PassRecord(
+            pass_.name,
+            options,
+            seconds,
+            result.modified,
+            before,
+            self.cost,
+            tuple(result.remarks),
+            result.facts,
+            result.sparable,
+        )
 
     def _unchanged(self, pass_: Pass, why: str, seconds: float = 0.0) -> PassRecord:
         remark = Remark(f"pass '{pass_.name}'", why)
@@ -304,7 +315,9 @@ class _Step:
         if self.manager.provenance and model.ir_version >= _NODE_METADATA_SINCE:
             for node in result.touched or ():
                 _sign(node, self.pass_.name)
-        return result if notes is None else PassResult(modified=True, remarks=(*notes, *result.remarks))
+        if notes is None:
+            return result
+        return dataclasses.replace(result, modified=True, touched=None, remarks=(*notes, *result.remarks))
 
     def replay(self, model: ir.Model) -> None:
         """Do the same again, to a model that the pass changes."""

@@ -23,6 +23,8 @@ class PassRecord:
         before: cost of the model before it, or None where nothing is priced.
         after: cost of the model after it.
         remarks: what it did where, and above all why not.
+        facts: figures for the report, under keys of the pass's own.
+        sparable: how many places it could still leave alone.
     """
 
     name: str
@@ -32,6 +34,8 @@ class PassRecord:
     before: Any
     after: Any
     remarks: tuple[Remark, ...] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sparable: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,13 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.errors import DataError
+from graphopt.errors import DataError, RuntimeFailureError
 from graphopt.lift import Lifted
 from graphopt.planning.gate import Gate, Outcome, within
 from graphopt.runtime import quality
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from graphopt.data import Samples
     from graphopt.pipeline.base import Pass
     from graphopt.pipeline.evidence import Evidence
+    from graphopt.runtime.latency import Latency
 
 CALIBRATION_SAMPLES = 256
 """How many samples are used where `--calibration-samples` does not say."""
@@ -81,9 +83,16 @@ class Study:
     """
 
     def __init__(
-        self, request: Request, lifted: Lifted, *, seed: int = 0, threads: int = 1, provider: str | None = None
+        self,
+        request: Request,
+        lifted: Lifted,
+        *,
+        seed: int = 0,
+        threads: int = 1,
+        provider: str | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """Open the samples that the model of `lifted` reads.
+        """Open the samples that the model of `lifted` reads; statistics of them are kept in `folder` between runs.
 
         Raises:
             DataError: they cannot be read, do not fit the model, are too few, or have no labels where the metric asks.
@@ -97,6 +106,7 @@ class Study:
         self._seed = seed
         self._threads = threads
         self._provider = provider
+        self._folder = folder
         self._evaluation: Samples | None = None
         if request.data is not None:
             self._open_data(lifted.model)
@@ -124,7 +134,13 @@ class Study:
             return None
         from graphopt.pipeline.evidence import Evidence
 
-        return Evidence(self.calibration, threads=self._threads, provider=self._provider, progress=progress)
+        return Evidence(
+            self.calibration,
+            threads=self._threads,
+            provider=self._provider,
+            progress=progress,
+            folder=self._folder,
+        )
 
     def prepare(self, original: Original, passes: Iterable[Pass], *, timed: bool) -> None:
         """Find out before any work whether the gate can judge at all, and whether anybody reads the data.
@@ -142,14 +158,17 @@ class Study:
         elif self.samples is not None and not timed and not any(pass_.reads_data for pass_ in passes):
             self._warnings.append("no pass of this pipeline reads data: --data was not used")
 
-    def pass_gate(self, original: Original, result: ir.Model, progress: Progress | None) -> Outcome | None:
-        """The gate's word on `result`; None without a gate. Raises TargetNotMetError where it does not hold."""
+    def judge(self, original: Original, result: ir.Model, progress: Progress | None) -> Outcome | None:
+        """The gate's word on `result`; None without a gate."""
         if self.gate is None:
             return None
         told = None if progress is None else lambda done: progress("gate", done, 1.0)
-        outcome = self.gate.check(original.source, result, told)
-        outcome.require()
-        return outcome
+        try:
+            return self.gate.check(original.source, result, told)
+        except RuntimeFailureError as error:
+            if _is_foreign(result):
+                raise RuntimeFailureError(f"--max-drop cannot be judged here, in bfloat16: {error}") from error
+            raise
 
     def evaluate(self, original: Original, result: ir.Model, progress: Progress | None) -> Quality | None:
         """The final measurement on `--eval-data`; None without it."""
@@ -157,22 +176,40 @@ class Study:
             return None
         if self._evaluation is None:
             self._evaluation = self._open_evaluation(self._lifted.relift())
-        measured = quality.measure(
-            original.source,
-            [result],
-            self._evaluation,
-            self.request.metric,
-            seed=self._seed,
-            threads=self._threads,
-            provider=self._provider,
-            progress=None if progress is None else lambda done: progress("evaluation", done, 1.0),
-        )[0]
+        try:
+            measured = quality.measure(
+                original.source,
+                [result],
+                self._evaluation,
+                self.request.metric,
+                seed=self._seed,
+                threads=self._threads,
+                provider=self._provider,
+                progress=None if progress is None else lambda done: progress("evaluation", done, 1.0),
+            )[0]
+        except RuntimeFailureError as error:
+            self._not_measured("quality", result, error)
+            return None
         if self.gate is not None and not within(measured, self.gate.max_drop):
             self._warnings.append(
                 f"{measured.metric} got worse by {measured.drop:.4g} on --eval-data, more than the "
                 f"{self.gate.max_drop:g} of --max-drop that the held-out samples stayed within"
             )
         return measured
+
+    def latency(self, original: Original, result: ir.Model, progress: Progress | None) -> Latency | None:
+        """Time of the original and of `result`; None where this machine's runtime has no kernels for its types."""
+        try:
+            return original.latency(result, self.samples, progress)
+        except RuntimeFailureError as error:
+            self._not_measured("latency", result, error)
+            return None
+
+    def _not_measured(self, what: str, result: ir.Model, error: RuntimeFailureError) -> None:
+        """Warn where `result` is for another machine; raise `error` where it should have run here."""
+        if not _is_foreign(result):
+            raise error
+        self._warnings.append(f"{what} was not measured: the result computes in bfloat16, and {error}")
 
     def _open_data(self, model: ir.Model) -> None:
         from graphopt.data import hold_out, open_samples
@@ -230,6 +267,11 @@ def _check_labels(samples: Samples, metric: Wanted, option: str) -> None:
             f"--metric {metric} needs labels, and {option} has none; agreement, cosine, sqnr and kl compare with the "
             "original instead"
         )
+
+
+def _is_foreign(model: ir.Model) -> bool:
+    """Whether `model` computes in a type for which onnxruntime's CPU provider has no kernels."""
+    return any(value.dtype == ir.DataType.BFLOAT16 for node in model.graph for value in node.outputs)
 
 
 def _is_reader(source: Any) -> bool:

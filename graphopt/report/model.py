@@ -326,6 +326,7 @@ def _pass_dict(record: PassRecord) -> dict[str, Any]:
         "before": None if record.before is None else record.before.to_dict(),
         "after": None if record.after is None else record.after.to_dict(),
         "remarks": [dataclasses.asdict(remark) for remark in record.remarks],
+        **record.facts,
     }
 
 

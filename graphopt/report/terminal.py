@@ -25,6 +25,7 @@ _TEXT_COLUMNS = 2  # the first columns of the node table, aligned to the left
 _LISTED_REMARKS = 8
 _LISTED_EXCEPTIONS = 4
 _LISTED_OUTPUTS = 8
+_LISTED_LAYERS = 5
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("nodes", "nodes", lambda number: str(number)),
@@ -54,7 +55,7 @@ def print_report(report: Report, out: Console, *, verbose: bool = False) -> None
     """The table of a run, its verdicts and its warnings."""
     out.print(_pass_table(report))
     out.print()
-    _print_lines(findings(report), out)
+    _print_lines([*findings(report), *sensitivity_lines(report)], out)
     if verbose:
         _print_lines(_remarks(report), out)
     if report.output is not None:
@@ -258,6 +259,19 @@ def integer_lines(proof: Integer) -> Iterator[str]:
         yield f"  in float: {node.op_type} '{_end_of(node.name)}', {units.count(node.macs)} MACs: {node.why}"
     if len(exceptions) > _LISTED_EXCEPTIONS:
         yield f"  in float: {len(exceptions) - _LISTED_EXCEPTIONS} more in --json and --report"
+
+
+def sensitivity_lines(report: Report) -> Iterator[str]:
+    """The layers whose quantization alone changes the outputs most."""
+    for record in report.passes:
+        layers = record.facts.get("sensitivity", ())
+        if layers:
+            listed = [
+                f"{_end_of(layer['layer'])} {layer['sqnr_db']:.1f} dB"
+                + ("" if layer["kl"] is None else f" (KL {layer['kl']:.1g})")
+                for layer in layers[:_LISTED_LAYERS]
+            ]
+            yield f"most sensitive of {len(layers)} layers, quantized alone: {', '.join(listed)}"
 
 
 def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:

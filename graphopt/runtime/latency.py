@@ -76,25 +76,45 @@ def measure(
     Raises:
         RuntimeFailureError: one of the models cannot be run on any of the inputs.
     """
+    rows, feeds = race(
+        [before, after], candidates, threads=threads, provider=provider, seconds=seconds, progress=progress
+    )
+    shapes = {name: array.shape for name, array in feeds.items()}
+    return dataclasses.replace(summarize(rows, threads, confidence), shapes=shapes)
+
+
+def race(
+    models: Sequence[ModelSource],
+    candidates: Iterable[Feeds],
+    *,
+    threads: int = 1,
+    provider: str | None = None,
+    seconds: float = 3.0,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[float], None] | None = None,
+) -> tuple[list[tuple[float, ...]], Feeds]:
+    """Seconds of one inference of each of `models`, round by round, and the inputs; otherwise as `measure`.
+
+    `clock` is what is read: `time.thread_time` leaves out what other processes do to a run on one thread.
+    """
     options = SessionOptions(threads=threads, provider=provider)
-    sessions = (Session(before, options, name="the original"), Session(after, options, name="the result"))
-    feeds = _accepted(sessions[0], candidates)
-    runs = [_repeated(session, feeds) for session in sessions]
-    samples: list[tuple[float, float]] = []
+    names = ["the original", *["the result"] * (len(models) - 1)]
+    sessions = [Session(model, options, name=name) for model, name in zip(models, names, strict=True)]
+    feeds = accepted(sessions[0], candidates)
+    runs = [_repeated(session, feeds, clock) for session in sessions]
+    rows: list[tuple[float, ...]] = []
     start = time.perf_counter()
-    while len(samples) < _FEWEST_ROUNDS or time.perf_counter() - start < seconds:
-        if len(samples) % 2:
-            second = runs[1]()
-            samples.append((runs[0](), second))
+    while len(rows) < _FEWEST_ROUNDS or time.perf_counter() - start < seconds:
+        if len(rows) % 2:
+            rows.append(tuple([run() for run in reversed(runs)][::-1]))
         else:
-            samples.append((runs[0](), runs[1]()))
+            rows.append(tuple(run() for run in runs))
         if progress is not None:
             progress(min(1.0, (time.perf_counter() - start) / seconds) if seconds > 0 else 1.0)
-    shapes = {name: array.shape for name, array in feeds.items()}
-    return dataclasses.replace(summarize(samples, threads, confidence), shapes=shapes)
+    return rows, feeds
 
 
-def summarize(samples: Sequence[tuple[float, float]], threads: int, confidence: float = 0.95) -> Latency:
+def summarize(samples: Sequence[tuple[float, ...]], threads: int, confidence: float = 0.95) -> Latency:
     """Medians and the paired ratio of rounds of (before, after) seconds."""
     ratios = [after / before for before, after in samples]
     return Latency(
@@ -116,7 +136,8 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
     return ordered[rank], ordered[count - 1 - rank]
 
 
-def _accepted(session: Session, candidates: Iterable[Feeds]) -> Feeds:
+def accepted(session: Session, candidates: Iterable[Feeds]) -> Feeds:
+    """The first inputs that `session` runs on. Raises RuntimeFailureError where there are none."""
     failure: RuntimeFailureError | None = None
     for feeds in candidates:
         try:
@@ -128,14 +149,14 @@ def _accepted(session: Session, candidates: Iterable[Feeds]) -> Feeds:
     raise failure or RuntimeFailureError("there are no inputs to measure time on")
 
 
-def _repeated(session: Session, feeds: Feeds) -> Callable[[], float]:
+def _repeated(session: Session, feeds: Feeds, clock: Callable[[], float]) -> Callable[[], float]:
     """A warm sample of `session`: seconds per inference, over as many as make the sample long enough."""
 
     def sample(repeats: int) -> float:
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             session.run(feeds)
-        return (time.perf_counter() - start) / repeats
+        return (clock() - start) / repeats
 
     once = min(sample(1) for _ in range(_WARM_UP))
     repeats = max(1, math.ceil(_SAMPLE_SECONDS / max(once, 1e-7)))

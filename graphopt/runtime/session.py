@@ -48,6 +48,7 @@ class SessionOptions:
         arena: whether freed memory is kept for the next run.
         layouts: whether onnxruntime may also change memory layouts, its last level of optimization.
         save_to: where onnxruntime writes the graph that it runs (see `graphopt.runtime.optimized`).
+        profile_to: where onnxruntime writes the times of all kernels, a path without its ending.
         integer: whether quantized operators may run in integer kernels. Otherwise a model with QuantizeLinear and
             DequantizeLinear is computed as it is written, in float; optimizations else even quantize weights that the
             model leaves float.
@@ -59,6 +60,7 @@ class SessionOptions:
     arena: bool = True
     layouts: bool = True
     save_to: Path | None = None
+    profile_to: Path | None = None
     integer: bool = True
 
 
@@ -106,6 +108,10 @@ class Session:
             raise RuntimeFailureError(f"onnxruntime cannot run {self._name}: {_reason(error)}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
+    def end_profiling(self) -> Path:
+        """The file with the times of all kernels so far, of a session that has `profile_to`."""
+        return Path(self._session.end_profiling())
+
     def _run_with_ort_values(self, feeds: Feeds) -> list[Any]:
         types = {value.name: value.type for value in self._session.get_inputs()}
         values = {name: _to_ort_value(array, types.get(name, "")) for name, array in feeds.items()}
@@ -150,6 +156,9 @@ def _settings(options: SessionOptions) -> Any:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     elif not options.layouts:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if options.profile_to is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.profile_to)
     if options.save_to is not None:
         settings.optimized_model_filepath = str(options.save_to)
         weights = {"file_name": f"{options.save_to.name}.data", "min_size_in_bytes": "1024"}

@@ -98,7 +98,7 @@ class Cache:
         progress: Progress | None = None,
     ) -> ask.Results:
         """As `graphopt.runtime.statistics.collect`, which is asked only for what is not known yet."""
-        version = self._digests.model(model)
+        version = self.version(model)
         known = {request: self._known(version, request) for request in requests}
         missing = [request for request, answer in known.items() if answer is None]
         if missing:
@@ -108,6 +108,10 @@ class Cache:
                 self._remember(version, request, answer)
                 self._write(version, request, answer)
         return ask.Results(known)
+
+    def version(self, model: ir.Model) -> str:
+        """The digest that tells this version of `model` from others."""
+        return self._digests.model(model)
 
     def _known(self, version: str, request: ask.Request[Any]) -> Any:
         answer = self._answers.get((version, request))

@@ -16,6 +16,7 @@ kernels.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
@@ -27,10 +28,12 @@ from graphopt.errors import DataError
 from graphopt.ir.walk import constant_tensor
 from graphopt.ops.base import operator
 from graphopt.pipeline.base import Pass, PassContext, PassResult, Remark, option
+from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.presets import PRESETS
 from graphopt_passes.lossless.fold_batch_norm import FoldBatchNorm
 from graphopt_passes.lossless.fold_pad import FoldPad
 from graphopt_passes.lossless.fold_scale import FoldScale
+from graphopt_passes.quantization.rescaling import Rescaled
 from graphopt_passes.quantization.targets import TARGETS, Target
 
 _Mode: TypeAlias = Literal["auto", "static", "dynamic", "weights", "float16", "bfloat16"]
@@ -55,12 +58,21 @@ class Quantize(Pass):
     activations: Literal[8, 16] = option(8, "bits of activations, with mode=static")
     ranges: _Ranges = option("auto", "how ranges of activations are chosen; auto: by the error of the outputs")
     equalize: bool = option(True, "equalize channels between layers first")
+    smooth: Literal["auto", "never", "always"] = option(
+        "auto", "divide channels of normalizations by factors that the MatMul behind take up; auto: where outputs gain"
+    )
     feedback: bool = option(True, "round weights so that their errors make up for each other")
     correct_biases: bool = option(True, "let biases take up the mean error of each layer")
     keep_heads: bool = option(True, "leave the last layers before outputs and selections in float")
     reduce_range: Literal["auto", "true", "false"] = option(
         "auto", "give weights less range where pairs of products would saturate; auto: if they do on this machine"
     )
+    prefer: Literal["fastest", "integer"] = option(
+        "fastest", "leave float what measuring finds slower on integers, on targets that run here; or integers anyway"
+    )
+    sensitivity: bool = option(True, "measure what each layer's quantization alone does to the outputs")
+    float_layers: int = option(0, "how many of the layers that do most harm stay float", minimum=0)
+    sqnr: float = option(0.0, "leave as many of them float as it takes to come to so many dB", minimum=0)
     keep: tuple[str, ...] = option((), "names or operators of nodes that stay float")
     bits: Literal[4, 8] = option(4, "bits of weights, with mode=weights")
     block: Literal[16, 32, 64, 128] = option(32, "weights that share a scale, with mode=weights")
@@ -72,8 +84,8 @@ class Quantize(Pass):
 
     @property
     def reads_data(self) -> bool:
-        """Where activations are quantized ahead."""
-        return self._asked in ("auto", "static")
+        """Where activations are quantized ahead, or may be smoothed first."""
+        return self._asked in ("auto", "static") or (self._asked == "dynamic" and self.smooth != "never")
 
     @property
     def min_opset(self) -> int:
@@ -96,11 +108,16 @@ class Quantize(Pass):
         context = replace(context, keep=frozenset(self.keep))
         mode = _auto(model, TARGETS[self.target]) if self._asked == "auto" else self._asked
         result = self._static(model, context) if mode == "static" else self._convert(mode, model, context)
-        remarks = (*frozen, *result.remarks)
-        return PassResult(result.modified or bool(frozen), None if frozen else result.touched, remarks)
+        if not frozen:
+            return result
+        return replace(result, modified=True, touched=None, remarks=(*frozen, *result.remarks))
+
+    def sparing(self, places: int) -> Quantize | None:
+        """With so many more layers in float."""
+        return replace(self, float_layers=self.float_layers + places) if self._asked in ("auto", "static") else None
 
     def _static(self, model: ir.Model, context: PassContext) -> PassResult:
-        from graphopt_passes.quantization import static
+        from graphopt_passes.quantization import plans, static
 
         if context.evidence is None:
             raise DataError(
@@ -108,7 +125,7 @@ class Quantize(Pass):
                 "(or -d random:N to try it on noise), or choose mode=dynamic, weights, float16 or bfloat16"
             )
         target = TARGETS[self.target]
-        settings = static.Settings(
+        settings = plans.Settings(
             target,
             _wide(target.activations) if self.activations == 16 else target.activations,
             ranges=self.ranges,
@@ -116,6 +133,11 @@ class Quantize(Pass):
             feedback=self.feedback,
             correct_biases=self.correct_biases,
             keep_heads=self.keep_heads,
+            smooth=self.smooth,
+            fastest=self.prefer == "fastest" and self.activations == 8 and runs_here(target, context.evidence),
+            float_layers=self.float_layers,
+            sqnr=self.sqnr,
+            sensitivity=self.sensitivity,
             saturates=self.activations == 8 and self._saturates(context),
         )
         return static.quantize(model, context, settings)
@@ -129,15 +151,32 @@ class Quantize(Pass):
         return self.reduce_range == "true" or measured(context)
 
     def _convert(self, mode: _Mode, model: ir.Model, context: PassContext) -> PassResult:
-        from graphopt_passes.quantization import dynamic, half, weight_only
+        from graphopt_passes.quantization import half, weight_only
 
         if mode == "dynamic":
-            touched, remarks = dynamic.apply(model, context, saturates=self._saturates(context))
-        elif mode == "weights":
+            return self._dynamic(model, context)
+        if mode == "weights":
             touched, remarks = weight_only.apply(model, context, weight_only.Form(self.bits, self.block))
         else:
             touched, remarks = half.apply(model, context, "bfloat16" if mode == "bfloat16" else "float16")
         return PassResult(bool(touched), touched, remarks)
+
+    def _dynamic(self, model: ir.Model, context: PassContext) -> PassResult:
+        from graphopt_passes.quantization import dynamic
+        from graphopt_passes.quantization.smooth import smooth_if_better
+
+        saturates, smoothed = self._saturates(context), Rescaled()
+        if context.evidence is not None and self.smooth != "never":
+            smoothed = smooth_if_better(
+                model,
+                context,
+                context.evidence,
+                lambda copy: dynamic.apply(copy, context, saturates=saturates),
+                always=self.smooth == "always",
+            )
+        nodes, remarks = dynamic.apply(model, context, saturates=saturates)
+        touched = dict.fromkeys((*(node for node in smoothed.touched if node.graph is not None), *nodes))
+        return PassResult(bool(touched), list(touched), (*smoothed.remarks, *remarks))
 
 
 def _auto(model: ir.Model, target: Target) -> Literal["static", "dynamic"]:
@@ -153,6 +192,11 @@ def _auto(model: ir.Model, target: Target) -> Literal["static", "dynamic"]:
         total += macs
         products += macs if node.op_type == "MatMul" else 0
     return "dynamic" if 2 * products > total else "static"
+
+
+def runs_here(target: Target, evidence: Evidence) -> bool:
+    """Whether time measured on this machine says what is fast on the target."""
+    return platform.machine() in target.machines and evidence.provider in (None, "cpu", "CPUExecutionProvider")
 
 
 def _wide(dtype: ir.DataType) -> ir.DataType:

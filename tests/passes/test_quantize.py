@@ -165,25 +165,6 @@ def test_nothing_to_quantize_is_no_error() -> None:
     assert operators(result.model) == ["Tanh"]
 
 
-def test_bodies_stay_float_with_a_remark() -> None:
-    text = """
-    <ir_version: 8, opset_import: ["" : 13]>
-    net (float[N,2,6,6] x, bool flag) => (float[N,4,6,6] y)
-    <float[4,2,3,3] w1>
-    {
-        y = If(flag) <
-            then_branch = a () => (float[N,4,6,6] p) { p = Conv<pads=[1,1,1,1]>(x, w1) },
-            else_branch = b () => (float[N,4,6,6] q) { h = Conv<pads=[1,1,1,1]>(x, w1) q = Relu(h) }
-        >
-    }
-    """
-    model = parser.parse_model(text)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 2, 3, 3), np.float32), "w1"))
-    data = {**samples(), "flag": np.ones(32, bool)}
-    result = quantized(model, data=data, eval_data=None)
-    assert any("bodies stay float" in remark.what for remark in result.report.passes[-1].remarks)
-
-
 def test_without_data_it_says_what_to_give() -> None:
     with pytest.raises(DataError, match=r"-d FILE\.npz"):
         graphopt.optimize(small_model(), "quantize")

@@ -253,7 +253,7 @@ def test_outputs_without_a_batch_and_outputs_of_integers(build: Build) -> None:
 
 
 @pytest.mark.parametrize("condition", [True, False])
-def test_bodies_stay_float_and_read_integers(build: Build, condition: bool) -> None:
+def test_bodies_are_quantized_as_they_run_and_read_integers(build: Build, condition: bool) -> None:
     text = f"""agraph (float[n,2,6,6] x, bool flag) => (float[n,4] y, float[n,4,6,6] z) {{
         {FIRST} last = Conv(c, w) {LAST}
         z = If(flag) <
@@ -262,9 +262,11 @@ def test_bodies_stay_float_and_read_integers(build: Build, condition: bool) -> N
         >
     }}"""
     result = quantized(build(text), feeds={"x": X, "flag": np.array(condition)})
-    assert "If 'z': its bodies stay float" in remarks(result)
+    assert "Conv 'd', Conv 'h': quantized dynamically" in remarks(result)
     body = next(node for node in result.ir.graph if node.op_type == "If").attributes["then_branch"].as_graph()
-    assert [node.op_type for node in body] == ["Conv", "Relu", "Conv"]
+    kinds = [node.op_type for node in body]
+    assert kinds.count("ConvInteger") == kinds.count("DynamicQuantizeLinear") == 2
+    assert "Conv" not in kinds
 
 
 def test_functions_stay_float(rewriter: Rewriter) -> None:
@@ -285,7 +287,7 @@ def test_a_loop(build: Build) -> None:
         {LAST}
     }}"""
     result = quantized(build(text))
-    assert "Loop 'last': its bodies stay float" in remarks(result)
+    assert "Conv 'd': quantized dynamically" in remarks(result)
     assert kernels(result.ir)["QGemm"] == 1
 
 

@@ -33,6 +33,9 @@ SELECTORS = frozenset({"NonMaxSuppression", "TopK", "ArgMax", "ArgMin"})
 NOT_FINITE = "its weight or bias is not finite"
 """Why a layer stays float that makes the values behind it NaN or infinity."""
 
+EXCLUDED = "excluded"
+"""Why a node stays float that the caller asked for."""
+
 _AVERAGING = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
 
 
@@ -151,7 +154,7 @@ class _Placing:
         if tensor is None:
             return self._product(node, form)
         if self.excluded(node):
-            return "excluded"
+            return EXCLUDED
         if constant_tensor(data) is not None:
             return "both of its inputs are constant"
         if tensor.dtype != ir.DataType.FLOAT or data.dtype != ir.DataType.FLOAT:

@@ -5,16 +5,19 @@
 In transformers a few channels are tens of times as large as the rest, always the same ones; the scale of a normalization
 is where they can be made smaller for nothing. Xiao et al. 2023; factors from `numerics.equalization`. All that reads the
 normalization must be linear with constant weights: a residual branch behind it, as in BERT, rules it out.
+
+Predicted noise is no promise, so that it is done only where the outputs of the quantized model come closer (`smooth_if_better`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
 from graphopt.ir.walk import label
-from graphopt.pipeline.base import PassContext
+from graphopt.pipeline.base import PassContext, Remark
+from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.requests import ChannelRange, Results
 from graphopt_passes.lossless.linear import Linear
 from graphopt_passes.numerics import equalization
@@ -24,6 +27,8 @@ from graphopt_passes.quantization import rescaling
 from graphopt_passes.quantization.rescaling import Between, Rescaled, Rescaling
 from graphopt_passes.rewriting import Site
 
+_SAMPLES = 32
+_WORTH_DB = 0.2
 _WRITTEN_OUT = frozenset({"Add", "Mul"})
 
 
@@ -66,6 +71,50 @@ def smooth(
             continue
         run.choose(found, _choice(channels, alpha, activation, weight), run.main, label(node))
     return run.result()
+
+
+def smooth_if_better(
+    model: ir.Model,
+    context: PassContext,
+    evidence: Evidence,
+    quantize: Callable[[ir.Model], object],
+    *,
+    always: bool = False,
+    activation: Grid = U8,
+    weight: Grid = S8_NARROW,
+) -> Rescaled:
+    """Smooth `model` in place, if that brings the outputs of what `quantize` makes of it closer to its own.
+
+    Args:
+        model: float.
+        context: of the pass.
+        evidence: calibration samples; a few of them decide.
+        quantize: quantizes a copy in place, roughly.
+        always: whether it is done without a trial.
+        activation: the grid of activations.
+        weight: the grid of weights.
+    """
+    wanted = requests(model, context)
+    if not wanted:
+        return Rescaled()
+    results = evidence.collect(model, wanted)
+
+    def smoothed(which: ir.Model) -> Rescaled:
+        return smooth(which, results, context, activation=activation, weight=weight)
+
+    if not always:
+        trial, plain = model.clone(), model.clone()
+        found = smoothed(trial)
+        if not found.touched:
+            return Rescaled(remarks=found.remarks)
+        few = evidence.subset(_SAMPLES)
+        quantize(plain)
+        quantize(trial)
+        before, after = few.sqnr(model, plain), few.sqnr(model, trial)
+        if after < before + _WORTH_DB:
+            what = f"left out: outputs come to {after:.1f} dB with it, to {before:.1f} without"
+            return Rescaled(remarks=(Remark("SmoothQuant", what),))
+    return smoothed(model)
 
 
 def _choice(channels: Channels, alpha: float | None, activation: Grid, weight: Grid) -> Choice:

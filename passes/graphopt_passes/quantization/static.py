@@ -1,62 +1,37 @@
 """Static quantization: all numbers are fixed from calibration samples, and what they cost is repaired layer by layer.
 
 1. Equalize what lies between linear layers, exactly in float (`equalize`, `smooth`).
-2. Decide what runs on integers (`placement`), gather histograms of what is quantized and the mean of every layer's
-   output in one run, and choose ranges (`calibration`).
-3. Walk through the quantized model, and let weights and biases make up for errors layer by layer (`repair`).
-4. Write QuantizeLinear and DequantizeLinear (`insertion`), and keep what stays float in float (`islands`).
+2. Decide what runs on integers (`placement`): what is slower there on this machine stays float (`speed`), and as many of
+   the layers that do most harm (`sensitivity`) as were asked for, or as it takes to come to a signal-to-noise ratio.
+3. Gather histograms of what is quantized and the mean of every layer's output in one run, and choose ranges
+   (`calibration`).
+4. Walk through the quantized model, and let weights and biases make up for errors layer by layer (`repair`).
+5. Write QuantizeLinear and DequantizeLinear (`insertion`), and keep what stays float in float (`islands`). In bodies of If
+   and Loop, where nothing is measured, layers are quantized dynamically (`bodies`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from graphopt.errors import DataError
 from graphopt.ir.walk import label, subgraphs
-from graphopt.ops.base import operator
 from graphopt.pipeline.base import PassContext, PassResult, Remark
 from graphopt.pipeline.evidence import Evidence
+from graphopt.pipeline.fewest import fewest
 from graphopt.pipeline.remarks import Remarks
-from graphopt.runtime.requests import Request, Results
-from graphopt_passes.quantization import calibration, equalize, layers, repair, saturation
-from graphopt_passes.quantization.insertion import LayerWeights, Quantizer, Recipe, insert
-from graphopt_passes.quantization.islands import keep_float
-from graphopt_passes.quantization.placement import NOT_FINITE, Layer, Placement, place
-from graphopt_passes.quantization.selection import select
-from graphopt_passes.quantization.targets import Target
+from graphopt.runtime.latency import summarize
+from graphopt_passes.quantization import bodies, calibration, equalize, layers, sensitivity, speed
+from graphopt_passes.quantization.insertion import insert
+from graphopt_passes.quantization.placement import EXCLUDED, Placement
+from graphopt_passes.quantization.plans import Plan, Planner, Settings
+from graphopt_passes.quantization.smooth import smooth_if_better
 
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to quantize; see the options of the pass `quantize`.
-
-    Attributes:
-        target: what the runtime can do.
-        activations: element type of activations.
-        ranges: how their ranges are chosen, one of `calibration.METHODS`, or "auto" for `selection`.
-        equalize: whether channels are equalized first.
-        clip_margin: how far below a clip's ceiling channels stay that are equalized.
-        feedback: whether weights are rounded with error feedback.
-        correct_biases: whether biases take up the mean error.
-        keep_heads: whether heads stay float.
-        saturates: whether the runtime adds products in pairs that saturate, so that weights must leave room.
-        rows: rows of a layer's input that its second moments are taken from.
-    """
-
-    target: Target
-    activations: ir.DataType
-    ranges: str = "auto"
-    equalize: bool = True
-    clip_margin: float = 1.1
-    feedback: bool = True
-    correct_biases: bool = True
-    keep_heads: bool = True
-    saturates: bool = False
-    rows: int = 40_000
+_FEW = 32
+"""Samples that decide where a rough answer does."""
 
 
 def quantize(model: ir.Model, context: PassContext, settings: Settings) -> PassResult:
@@ -74,34 +49,151 @@ class _Static:
             raise DataError("quantize: it needs calibration samples")
         self.model = model
         self.context = context
-        self.evidence: Evidence = context.evidence
         self.settings = settings
         self.target = settings.target
+        self.evidence: Evidence = context.evidence
+        self.judge: Evidence | None = None
+        if settings.sqnr:
+            self.evidence, self.judge = self.evidence.split(context.seed)
+        self.planner = Planner(model, context, settings, self.evidence)
         self.remarks = Remarks()
         self.touched: dict[ir.Node, None] = {}
+        self.facts: dict[str, Any] = {"seconds_by_step": self.planner.stopwatch.seconds}
+        self.warnings: list[str] = []
 
     def run(self) -> PassResult:
-        placement = self._place(self.model)
+        placement = self.planner.place(self.model)
         if not placement.layers:
+            return self._without_layers(placement)
+        remarks: list[Remark] = []
+        if self.settings.smooth != "never":
+            with self.planner.stopwatch.step("smooth"):
+                remarks += self._smooth()
+        if self.settings.equalize:
+            with self.planner.stopwatch.step("equalize"):
+                remarks += self._equalize()
+        if self.settings.fastest:
+            self._revert_slow()
+        plan = self._mixed()
+        placement = plan.placement
+        if placement.layers:
+            self.touched.update(dict.fromkeys(self.planner.written(self.model, plan, placement)))
+        self._remark_kept(placement)
+        remarks += self._quantize_bodies()
+        touched = [node for node in self.touched if node.graph is not None]
+        return PassResult(
+            bool(self.touched),
+            touched,
+            (*remarks, *self.remarks.listed()),
+            self.warnings,
+            self.facts,
+            sparable=len(placement.layers) + self.settings.float_layers,
+        )
+
+    def _without_layers(self, placement: Placement) -> PassResult:
+        """What is left to do where the main graph has nothing to quantize."""
+        remarks = self._quantize_bodies()
+        if not self.touched:
             self.remarks.missed("the model", "stays float: no layer with constant float32 weights can run on integers")
-            self._remark_kept(placement)
-            return PassResult(False, (), self.remarks.listed())
-        remarks = self._equalize() if self.settings.equalize else ()
-        placement = self._place(self.model)
-        results = self._statistics(placement)
-        values = calibration.by_name(placement, self._quantizers(placement, results))
-        recipe = Recipe(values, {layer.key: self._nearest(layer, values, results) for layer in placement.layers})
-        if self.settings.feedback or self.settings.correct_biases:
-            recipe = self._repaired(placement, recipe, results)
-        self.touched.update(dict.fromkeys(insert(self.model, self.model.graph, placement, recipe)))
-        if self.target.quantizes_floats:
-            self.touched.update(dict.fromkeys(keep_float(self.model, self.model.graph)))
         self._remark_kept(placement)
         touched = [node for node in self.touched if node.graph is not None]
-        return PassResult(True, touched, (*remarks, *self.remarks.listed()))
+        return PassResult(bool(self.touched), touched, (*self.remarks.listed(), *remarks), facts=self.facts)
 
-    def _place(self, model: ir.Model) -> Placement:
-        return place(model.graph, self.target, excluded=self.context.excluded, keep_heads=self.settings.keep_heads)
+    def _revert_slow(self) -> None:
+        """Find out what is slower on integers."""
+        with self.planner.stopwatch.step("speed"):
+            choice = self.evidence.remember(
+                ("speed", self.target.name, self.settings.activations, *self._keys()),
+                self.model,
+                lambda: speed.fastest(
+                    self.model, self.planner.place, self.target, self.settings.activations, self.evidence
+                ),
+            )
+        self.planner.reverted = choice.floats
+        self.facts["speed"] = choice.to_dict()
+        for where, why in choice.regions:
+            self.remarks.missed(where, why)
+        low, high = choice.against_float.interval
+        if low > 1:
+            self.warnings.append(
+                f"quantize: the quantized model is slower than the float model on this machine, {choice.against_float.ratio:.2f} "
+                f"times its time ({low:.2f} to {high:.2f}), even with what is slow on integers left in float"
+            )
+
+    def _keys(self) -> Sequence[str]:
+        return [layer.key for layer in self.planner.place(self.model).layers]
+
+    def _mixed(self) -> Plan:
+        """What runs on integers with which numbers, with the layers in float that do most harm."""
+        settings = self.settings
+        if not (settings.sensitivity or settings.float_layers or settings.sqnr):
+            return self.planner.plan(frozenset())
+        harms = self._sensitivities()
+        self.facts["sensitivity"] = [harm.to_dict() for harm in harms]
+        plan = self.planner.plan(sensitivity.worst(harms, settings.float_layers))
+        if self.judge is not None:
+            plan = self._up_to_bound(plan, harms)
+        for harm in harms:
+            if harm.key in plan.floats:
+                self.remarks.missed(harm.layer, f"stays float: its quantization alone costs much ({harm})")
+        return plan
+
+    def _sensitivities(self) -> Sequence[sensitivity.Sensitivity]:
+        """The harm of every layer that is left on integers, the worst first."""
+        method = "mse" if self.settings.ranges == "auto" else self.settings.ranges
+
+        def measured() -> Sequence[sensitivity.Sensitivity]:
+            placement = self.planner.place(self.model)
+            recipe = self.planner.draft(placement, self.planner.statistics(placement), method)
+            return sensitivity.measure(self.model, self.planner.place, placement, recipe, self.evidence)
+
+        with self.planner.stopwatch.step("sensitivity"):
+            return self.evidence.remember(("sensitivity", method, *self._keys()), self.model, measured)
+
+    def _up_to_bound(self, plan: Plan, harms: Sequence[sensitivity.Sensitivity]) -> Plan:
+        """The plan with the fewest layers in float that comes to the bound on the samples that judge."""
+        plans = {self.settings.float_layers: plan}
+
+        def is_enough(count: int) -> bool:
+            plans[count] = self.planner.plan(sensitivity.worst(harms, count))
+            return self._sqnr(plans[count]) >= self.settings.sqnr
+
+        with self.planner.stopwatch.step("mixed"):
+            if self._sqnr(plan) >= self.settings.sqnr:
+                return plan
+            count = fewest(self.settings.float_layers, len(harms), is_enough)
+            return plans[count] if count in plans else self.planner.plan(sensitivity.worst(harms, count))
+
+    def _sqnr(self, plan: Plan) -> float:
+        """The signal to noise ratio of the model that is quantized so, on the samples that judge."""
+        assert self.judge is not None
+        copy = self.model.clone()
+        self.planner.written(copy, plan, self.planner.place(copy, plan.floats))
+        return self.judge.sqnr(self.model, copy)
+
+    def _smooth(self) -> Sequence[Remark]:
+        few = self.evidence.subset(_FEW)
+
+        def quantize(copy: ir.Model) -> None:
+            placement = self.planner.place(copy)
+            insert(
+                copy,
+                copy.graph,
+                placement,
+                self.planner.draft(placement, self.planner.statistics(placement, copy, few), "mse"),
+            )
+
+        rescaled = smooth_if_better(
+            self.model,
+            self.context,
+            self.evidence,
+            quantize,
+            always=self.settings.smooth == "always",
+            activation=calibration.grid_of(self.settings.activations, symmetric=self.target.symmetric),
+            weight=layers.grid(self.target),
+        )
+        self.touched.update(dict.fromkeys(rescaled.touched))
+        return rescaled.remarks
 
     def _equalize(self) -> Sequence[Remark]:
         wanted = equalize.requests(self.model, self.context)
@@ -109,7 +201,7 @@ class _Static:
             return ()
         rescaled = equalize.equalize(
             self.model,
-            self._collect(wanted),
+            self.planner.collect(wanted),
             self.context,
             activation=calibration.grid_of(self.settings.activations, symmetric=self.target.symmetric),
             weight=layers.grid(self.target),
@@ -118,62 +210,37 @@ class _Static:
         self.touched.update(dict.fromkeys(rescaled.touched))
         return rescaled.remarks
 
-    def _statistics(self, placement: Placement) -> Results:
-        wanted: list[Request[Any]] = [*calibration.requests(placement)]
-        if self.settings.saturates:
-            wanted += saturation.requests(placement.layers)
-        if self.settings.correct_biases:
-            wanted += repair.requests(placement)
-        return self._collect(wanted)
-
-    def _collect(self, wanted: Collection[Request[Any]]) -> Results:
-        try:
-            return self.evidence.collect(self.model, wanted)
-        except DataError as error:
-            kept = self._place(self.model).kept
-            broken = next((label(node) for node, why in kept.items() if why == NOT_FINITE), None)
-            if broken is None:
-                raise
-            raise DataError(f"{error}; the weight or bias of {broken} does too") from error
-
-    def _quantizers(self, placement: Placement, results: Results) -> dict[ir.Value, Quantizer]:
-        dtype, symmetric = self.settings.activations, self.target.symmetric
-        sources = calibration.sources(placement)
-        distributions = {root: calibration.distribution(names, results) for root, names in sources.items()}
-        method = self.settings.ranges
-        if method != "auto":
-            return calibration.by_method(distributions, dtype, symmetric=symmetric, method=method)
-        return select(self.model, placement, distributions, self.evidence, dtype, symmetric=symmetric)
-
-    def _nearest(self, layer: Layer, values: Mapping[str, Quantizer], results: Results) -> LayerWeights:
-        data = values[layer.data.name or ""]
-        highest = saturation.highest(layer, results, data) if self.settings.saturates else None
-        return layers.nearest(layer, self.target, data, biased=self.settings.correct_biases, highest=highest)
-
-    def _repaired(self, placement: Placement, recipe: Recipe, float_results: Results) -> Recipe:
-        settings = self.settings
-        repairs = repair.Repairs(self.target, settings.feedback, settings.correct_biases, settings.rows)
-        trial = self.model.clone()
-        copy = self._place(trial)
-        found, _ = repair.repaired(placement, recipe, float_results, (trial, copy), self.evidence, repairs)
-        return found
-
     def _remark_kept(self, placement: Placement) -> None:
         for node, why in placement.kept.items():
+            if why == EXCLUDED and not self.context.excluded(node):
+                continue  # said already, with figures
             self.remarks.missed(label(node), f"stays float: {why}")
-        for node in self.model.graph:
-            if any(self._layers_in(body) for body in self._bodies(node)):
+
+    def _quantize_bodies(self) -> Sequence[Remark]:
+        """Quantize what lies in bodies, where the target can and it is not slower; returns remarks."""
+        owners = bodies.with_layers(self.model, self.target)
+        own = [node for node in owners if any(subgraphs(node))] if self.target.dynamic else []
+        for node in owners:
+            if node not in own:
                 self.remarks.missed(label(node), "its bodies stay float: what flows inside is not measured")
+        why_not = self._why_slow_bodies() if own and self.settings.fastest else None
+        if why_not is not None:
+            for node in own:
+                self.remarks.missed(label(node), why_not)
+        if not own or why_not is not None:
+            return ()
+        touched, remarks = bodies.quantize(self.model, self.context, saturates=self.settings.saturates)
+        self.touched.update(dict.fromkeys(touched))
+        return remarks
 
-    def _layers_in(self, body: ir.Graph) -> bool:
-        """Whether `body`, or a body in it, multiplies in a way that has integer kernels."""
-        for node in body:
-            form = operator(node).integer_form(node) if node.op_type in self.target.kernels else None
-            if form is not None and form.weight is not None:
-                return True
-        return any(self._layers_in(inner) for node in body for inner in self._bodies(node))
+    def _why_slow_bodies(self) -> str | None:
+        """Why bodies are faster in float."""
 
-    def _bodies(self, node: ir.Node) -> Sequence[ir.Graph]:
-        """The bodies of `node`, or that of the function it calls."""
-        function = self.model.functions.get(node.op_identifier())
-        return tuple(subgraphs(node)) if function is None else (function.graph,)
+        def raced() -> str | None:
+            trial = self.model.clone()
+            bodies.quantize(trial, self.context, saturates=self.settings.saturates)
+            rows = self.evidence.race([self.model, trial])
+            return bodies.why_slow(summarize(rows, self.evidence.threads, speed.CONFIDENCE))
+
+        with self.planner.stopwatch.step("speed"):
+            return self.evidence.remember("bodies", self.model, raced)

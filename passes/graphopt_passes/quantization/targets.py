@@ -47,6 +47,8 @@ class Target:
         quantized_bias: whether the bias is int32 with a DequantizeLinear of its own.
         quantizes_floats: whether it quantizes float weights between quantized values unless it is kept from it (`islands`).
         pairs: whether some of its processors add products of 8-bit integers in pairs that saturate (`saturation`).
+        dynamic: whether it has kernels for activations that are quantized as they come.
+        machines: processors, as `platform.machine` calls them, on which measured time says what is fast on the target.
         dynamic_products: whether MatMul with weights is faster when its input is quantized as it comes.
     """
 
@@ -63,6 +65,8 @@ class Target:
     quantized_bias: bool = True
     quantizes_floats: bool = False
     pairs: bool = False
+    dynamic: bool = False
+    machines: frozenset[str] = frozenset()
     dynamic_products: bool = False
 
 
@@ -80,10 +84,18 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 float_results=frozenset({"Gemm", "MatMul"}),
                 quantizes_floats=True,
                 pairs=True,
+                dynamic=True,
+                machines=frozenset({"x86_64", "AMD64"}),
                 dynamic_products=True,
             ),
             Target(
-                "ort-arm", _ORT, ir.DataType.INT8, float_results=frozenset({"Gemm", "MatMul"}), quantizes_floats=True
+                "ort-arm",
+                _ORT,
+                ir.DataType.INT8,
+                float_results=frozenset({"Gemm", "MatMul"}),
+                quantizes_floats=True,
+                dynamic=True,
+                machines=frozenset({"aarch64", "arm64"}),
             ),
             Target(
                 "tensorrt",

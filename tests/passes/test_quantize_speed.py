@@ -1,0 +1,114 @@
+"""quantize{prefer=fastest} with made-up times, so that what it decides is known; the real clock is asked for its form only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from test_quantize import operators, samples, small_model
+
+import graphopt
+from graphopt.pipeline.evidence import Evidence
+
+pytestmark = pytest.mark.stopwatch
+
+SLOW = 4.0
+
+
+class Clock:
+    """Times of models whose Conv with four inputs takes `slow` on integers, and 2 in float; all else takes 1."""
+
+    def __init__(self, slow: float = SLOW, whole: float | None = None) -> None:
+        self.slow, self.whole, self.asked = slow, whole, 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        monkeypatch.setattr("graphopt_passes.quantize.platform.machine", lambda: "x86_64")
+        monkeypatch.setattr(Evidence, "kernel_times", lambda _, models, **__: [self.kernels(model) for model in models])
+        monkeypatch.setattr(Evidence, "race", lambda _, models, **__: self.race(models))
+        return self
+
+    def kernels(self, model: ir.Model) -> dict[str, np.ndarray]:
+        self.asked += 1
+        return {node.name or "": np.full(9, time) for node in model.graph if (time := self.time(node))}
+
+    def race(self, models: Sequence[ir.Model]) -> list[tuple[float, ...]]:
+        totals = [sum(map(self.time, model.graph)) for model in models]
+        if self.whole is not None:
+            totals[1:] = [self.whole * totals[0]] * (len(totals) - 1)
+        return [tuple(totals)] * 9
+
+    def time(self, node: ir.Node) -> float:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return 0.0  # fused
+        weight = node.inputs[1] if node.op_type in ("Conv", "Gemm") else None
+        if weight is None:
+            return 0.1
+        on_integers = weight.producer() is not None
+        if weight.shape is not None and list(weight.shape.dims) == [4, 4, 1, 1]:
+            return self.slow if on_integers else 2.0
+        return 1.0 if on_integers else 1.5
+
+
+def run(**options: Any) -> graphopt.Result:
+    return graphopt.optimize(small_model(), "quantize", data=samples(), **options)
+
+
+def floats(result: graphopt.Result) -> list[str]:
+    """Outputs of the layers whose weights are still float."""
+    weights = ((node, node.inputs[1]) for node in result.ir.graph if node.op_type in ("Conv", "Gemm"))
+    return [node.outputs[0].name or "" for node, weight in weights if weight is not None and weight.producer() is None]
+
+
+def test_what_is_slow_on_integers_stays_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock().install(monkeypatch)
+    result = run()
+    assert floats(result) == ["c2"]
+    record = result.report.passes[-1]
+    said = next(remark for remark in record.remarks if "faster here" in remark.what)
+    assert "c2" in said.where
+    assert "4000.000 ms" in said.what
+    assert record.facts["speed"]["reverted"] == ["c2"]
+    assert record.facts["speed"]["against_integer"]["ratio"] < 1
+    assert not [warning for warning in result.warnings if "slower" in warning]
+
+
+def test_nothing_is_reverted_where_integers_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(slow=1.5).install(monkeypatch)
+    assert floats(run()) == []
+
+
+def test_nothing_is_reverted_that_does_not_help_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(whole=0.9).install(monkeypatch)
+    assert floats(run()) == []
+
+
+def test_a_model_that_stays_slower_than_float_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(whole=1.3).install(monkeypatch)
+    result = run()
+    assert any("slower than the float model on this machine, 1.30 times" in warning for warning in result.warnings)
+
+
+def test_integers_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock().install(monkeypatch)
+    result = graphopt.optimize(small_model(), "quantize{prefer=integer}", data=samples())
+    assert floats(result) == []
+    assert clock.asked == 0
+    assert "speed" not in result.report.passes[-1].facts
+
+
+@pytest.mark.parametrize("target", ["qnn", "tensorrt", "ort-arm"])
+def test_other_machines_targets_are_not_measured(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    clock = Clock().install(monkeypatch)
+    graphopt.optimize(small_model(), f"quantize{{target={target}}}", data=samples())
+    assert clock.asked == 0
+
+
+def test_the_real_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt_passes.quantize.platform.machine", lambda: "x86_64")
+    speed = run().report.passes[-1].facts["speed"]
+    assert speed["against_float"]["ratio"] > 0
+    assert speed["against_float"]["rounds"] >= 7
+    assert operators(run().model).count("Conv") == 2
