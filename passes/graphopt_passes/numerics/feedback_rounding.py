@@ -25,9 +25,15 @@ only decides between two integers is float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import numpy as np
 
 from graphopt_passes.numerics.quantizer import Array, Grid
+
+Nearest: TypeAlias = Callable[[Array], Array]
+"""Rounds elementwise."""
 
 DAMPING = 1e-2
 """Share of the mean second moment that is added to the diagonal of H, so that weak inputs make up for less."""
@@ -66,22 +72,45 @@ def feedback_round(
     Raises:
         ValueError: something is not finite.
     """
-    moments = np.asarray(second, np.float64).reshape(-1, *second.shape[-2:])
-    groups, inputs = moments.shape[:2]
     steps = np.asarray(scale, np.float64)[:, None]
     exact = np.asarray(weight, np.float64) / steps  # in units of the scale, which leaves (1) as it is but for a factor
+    low, high = float(grid.low - grid.middle), float(grid.high - grid.middle)
+    rounded = feedback_choose(exact, second, lambda x: np.clip(np.rint(x), low, high), damping=damping, sweeps=sweeps)
+    return np.asarray((rounded + grid.middle).astype(grid.storage))
+
+
+def feedback_choose(
+    weight: Array, second: Array, nearest: Nearest, *, damping: float = DAMPING, sweeps: int = SWEEPS
+) -> Array:
+    """`feedback_round` to any set of allowed numbers, each row's own.
+
+    Args:
+        weight: (M, K).
+        second: (K, K) or (G, K, K), as in `feedback_round`.
+        nearest: the allowed numbers next to the wanted ones, both (G, M / G): of one input, for all rows.
+        damping: see `DAMPING`.
+        sweeps: rounds of coordinate descent behind.
+
+    Returns:
+        (M, K) float64 allowed numbers, for each row with at most the output error of the nearest ones.
+
+    Raises:
+        ValueError: something is not finite.
+    """
+    moments = np.asarray(second, np.float64).reshape(-1, *second.shape[-2:])
+    groups, inputs = moments.shape[:2]
+    exact = np.asarray(weight, np.float64)
     if not (np.isfinite(exact).all() and np.isfinite(moments).all()):
         raise ValueError("weights or moments that are not finite cannot be rounded")
-    bounds = float(grid.low - grid.middle), float(grid.high - grid.middle)
     rows = exact.reshape(groups, -1, inputs).swapaxes(1, 2)  # (G, K, M / G): successive inputs are successive in memory
-    nearest = np.clip(np.rint(rows), *bounds)
-    rounded = _nearest_plane(rows.astype(np.float32), moments, bounds, damping)
+    plain = np.stack([nearest(rows[:, j]) for j in range(inputs)], axis=1)
+    chosen = _nearest_plane(rows.astype(np.float32), moments, nearest, damping)
     for _ in range(sweeps):
-        _descend(rows.astype(np.float32), rounded, moments.astype(np.float32), bounds)
-    # with errors a of nearest and b of rounded: a H aᵀ - b H bᵀ = (a - b) H (a + b)ᵀ
-    gain = np.einsum("gkm,gkm->gm", rounded - nearest, moments @ (2 * rows - nearest - rounded))
-    best = np.where(gain[:, None, :] > 0, rounded, nearest)
-    return np.asarray((best.swapaxes(1, 2).reshape(weight.shape) + grid.middle).astype(grid.storage))
+        _descend(rows.astype(np.float32), chosen, moments.astype(np.float32), nearest)
+    # with errors a of plain and b of chosen: a H aᵀ - b H bᵀ = (a - b) H (a + b)ᵀ
+    gain = np.einsum("gkm,gkm->gm", chosen - plain, moments @ (2 * rows - plain - chosen))
+    best = np.where(gain[:, None, :] > 0, chosen, plain)
+    return np.asarray(best.swapaxes(1, 2).reshape(weight.shape), np.float64)
 
 
 def output_error(difference: Array, second: Array) -> Array:
@@ -101,8 +130,8 @@ def _error(rows: Array, moments: Array) -> Array:
     return np.asarray(np.einsum("gkm,gkm->gm", rows, moments @ rows))
 
 
-def _nearest_plane(rows: Array, moments: Array, bounds: tuple[float, float], damping: float) -> Array:
-    """(G, K, M) integers by error feedback."""
+def _nearest_plane(rows: Array, moments: Array, nearest: Nearest, damping: float) -> Array:
+    """(G, K, M) allowed numbers by error feedback."""
     diagonal = np.einsum("gkk->gk", moments)
     order = np.argsort(diagonal, axis=1, kind="stable")  # the last one is rounded first
     across = np.arange(len(moments))[:, None]
@@ -110,18 +139,18 @@ def _nearest_plane(rows: Array, moments: Array, bounds: tuple[float, float], dam
     factor /= np.einsum("gkk->gk", factor)[:, None, :].copy()
     factor = factor.astype(rows.dtype)
     sorted_rows = rows[across, order]
-    integers = np.empty_like(sorted_rows)
+    chosen = np.empty_like(sorted_rows)
     errors = np.zeros_like(sorted_rows)
     for stop in range(rows.shape[1], 0, -_BLOCK):
         start = max(0, stop - _BLOCK)
         target = sorted_rows[:, start:stop] + factor[:, stop:, start:stop].swapaxes(1, 2) @ errors[:, stop:]
         for j in range(stop - 1, start - 1, -1):
             wanted = target[:, j - start]
-            integers[:, j] = np.clip(np.rint(wanted), *bounds)
-            errors[:, j] = sorted_rows[:, j] - integers[:, j]
+            chosen[:, j] = nearest(wanted)
+            errors[:, j] = sorted_rows[:, j] - chosen[:, j]
             target[:, : j - start] += factor[:, j, start:j, None] * errors[:, j, None, :]
-    result = np.empty_like(integers)
-    result[across, order] = integers
+    result = np.empty_like(chosen)
+    result[across, order] = chosen
     return result
 
 
@@ -153,21 +182,21 @@ def _factors(moments: Array) -> Array:
     return factors
 
 
-def _descend(rows: Array, integers: Array, moments: Array, bounds: tuple[float, float]) -> None:
-    """Move each of the (G, K, M) `integers` to where (1) is least with all others as they are, one input after the other.
+def _descend(rows: Array, chosen: Array, moments: Array, nearest: Nearest) -> None:
+    """Move each of the (G, K, M) `chosen` to where (1) is least with all others as they are, one input after the other.
 
-    With e = rows - integers the best change of integer j is (H e)_j / H_jj, rounded.
+    With e = rows - chosen the best change of number j is (H e)_j / H_jj, rounded.
     """
     diagonal = np.einsum("gkk->gk", moments)
     inverse = np.divide(1, diagonal, where=diagonal > 0, out=np.zeros_like(diagonal))
-    errors = rows - integers
+    errors = rows - chosen
     for start in range(0, rows.shape[1], _BLOCK):
         stop = min(start + _BLOCK, rows.shape[1])
         gradient = moments[:, start:stop] @ errors
         for j in range(start, stop):
-            wanted = integers[:, j] + gradient[:, j - start] * inverse[:, j, None]
-            new = np.clip(np.rint(wanted), *bounds)
-            change = new - integers[:, j]
-            integers[:, j] = new
+            wanted = chosen[:, j] + gradient[:, j - start] * inverse[:, j, None]
+            new = nearest(wanted)
+            change = new - chosen[:, j]
+            chosen[:, j] = new
             errors[:, j] -= change
             gradient[:, j - start + 1 :] -= moments[:, j, j + 1 : stop, None] * change[:, None, :]
