@@ -101,7 +101,7 @@ class Trace(Protocol):
         ...
 
     def put(self, index: int, labels: Labels) -> None:
-        """Labels of an output."""
+        """Labels of an output; of those that a rule does not mention, all stay."""
         ...
 
 
@@ -244,13 +244,7 @@ def grouped(trace: Trace, *arrays: Ids, reason: str) -> None:
     trace.choose(reason, same, whole)
 
 
-def fixed_outputs(trace: Trace) -> None:
-    """All outputs hold nothing that goes."""
-    for index in range(trace.outputs()):
-        trace.put(index, Labels.fixed(trace.output_dims(index)))
-
-
 __all__ = [
-    "FIXED", "Change", "Ids", "Labels", "Opaque", "Option", "Trace", "channels", "elementwise", "fixed_outputs",
-    "follow", "grouped", "meet", "mixed", "positions", "project",
+    "FIXED", "Change", "Ids", "Labels", "Opaque", "Option", "Trace", "channels", "elementwise", "follow",
+     "grouped", "meet", "mixed", "positions", "project",
 ]  # fmt: skip

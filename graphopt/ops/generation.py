@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.ops.base import MICROSOFT, Extents, MacFree, output_at
-from graphopt.ops.channels import Trace, fixed_outputs
+from graphopt.ops.channels import Trace
 
 
 class _WithoutChannels(MacFree):
@@ -16,7 +16,6 @@ class _WithoutChannels(MacFree):
 
     def flow(self, node: ir.Node, trace: Trace) -> None:
         """Nothing comes through."""
-        fixed_outputs(trace)
 
 
 class Generator(_WithoutChannels):

@@ -50,10 +50,10 @@ class Movement(MacFree):
             rule(node, change)
 
     def cut_through(self, node: ir.Node, rank: int, axis: int) -> Mapping[int, int] | None:
-        """Of Identity the same axis, of Transpose the one that it came from."""
-        if node.domain == "" and node.op_type == "Transpose":
-            return {0: moves.permutation(node, rank)[axis]}
-        return {0: axis} if node.domain == "" and node.op_type == "Identity" else None
+        """Of Identity the same axis, of Transpose and of views the one that it came from."""
+        rule = moves.ORIGINS.get(node.op_type) if node.domain == "" else None
+        origin = None if rule is None else rule(node, rank, axis)
+        return None if origin is None else {0: origin}
 
     def integer_form(self, node: ir.Node) -> IntegerForm | None:
         """Moves integers as it moves numbers."""

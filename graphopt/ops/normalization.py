@@ -158,8 +158,6 @@ def _batch(node: ir.Node, trace: Trace) -> None:
         if trace.has(index) and along is not None:
             trace.cut(index, {0: along})
     trace.put(0, labels)
-    for index in range(1, trace.outputs()):
-        trace.put(index, Labels.fixed(trace.output_dims(index)))
 
 
 def _instance(node: ir.Node, trace: Trace) -> None:
@@ -200,8 +198,6 @@ def _over_axes(node: ir.Node, trace: Trace) -> None:
         elif trace.has(index):
             raise Opaque("a normalization with computed parameters")
     trace.put(0, labels)
-    for index in range(1, trace.outputs()):
-        trace.put(index, Labels.fixed(trace.output_dims(index)))
 
 
 def _over_listed(node: ir.Node, trace: Trace) -> None:

@@ -33,7 +33,6 @@ class Pool(MacFree):
         labels = trace.labels(0)
         if trace.outputs() > 1:
             trace.pin(labels.ids, "the positions of maxima are counted over all channels")
-            trace.put(1, Labels.fixed(trace.output_dims(1)))
         spatial = range(2, labels.rank)
         trace.put(
             0,

@@ -14,8 +14,10 @@ import onnx_ir as ir
 
 from graphopt.analysis import annotate
 from graphopt.analysis.coupling import constants
+from graphopt.analysis.coupling.numbers import replace_numbers, set_integers
 from graphopt.ir import surgery, walk
 from graphopt.ir.spool import Spool
+from graphopt.ops import base
 
 Masks = Mapping[int, np.ndarray]
 """By axis, which positions stay (extent,)."""
@@ -72,12 +74,14 @@ class Cutter:
             raise ValueError(f"'{value.name}' is no constant")
         if not in_place:
             producer, value = self._copy(producer, value, uses)
+        sources = {axis: constants.cuts(value, axis) or {} for axis in masks}
         _shrink_shape(value, masks)
         self.touched.add(producer)
         wanted: dict[int, dict[int, np.ndarray]] = {}
         for axis, mask in masks.items():
-            for index, inner in (constants.cuts(value, axis) or {}).items():
+            for index, inner in sources[axis].items():
                 wanted.setdefault(index, {})[inner] = mask
+        base.operator(producer).shrink(producer, _Change(self._model, producer, wanted, masks, self._names))
         for index, inner_masks in wanted.items():
             self.want(producer, index, inner_masks)
 
@@ -117,6 +121,50 @@ class Cutter:
         for reader, index in uses:
             reader.replace_input_with(index, output)
         return node, output
+
+
+class _Change:
+    """The `Change` of a node between a stored constant and its reader."""
+
+    def __init__(
+        self, model: ir.Model, node: ir.Node, inputs: Mapping[int, Masks], output: Masks, names: surgery.FreshNames
+    ) -> None:
+        self._model = model
+        self._node = node
+        self._inputs = inputs
+        self._output = output
+        self._names = names
+
+    def before(self, index: int) -> tuple[int, ...]:
+        value = self._node.inputs[index]
+        return () if value is None or value.shape is None else tuple(value.shape.numpy())
+
+    def kept(self, index: int, axis: int) -> np.ndarray:
+        known = self._inputs.get(index, {}).get(axis)
+        return np.ones(self.before(index)[axis], bool) if known is None else known
+
+    def output_kept(self, index: int, axis: int) -> np.ndarray:
+        return self._output.get(axis, np.ones(1, bool))
+
+    def output_rank(self, index: int = 0) -> int:
+        shape = self._node.outputs[index].shape
+        return 0 if shape is None else shape.rank()
+
+    def numbers(self, index: int) -> np.ndarray:
+        tensor = walk.constant_tensor(self._node.inputs[index])
+        if tensor is None:
+            raise ValueError(f"{walk.label(self._node)}: input {index} is computed")
+        return tensor.numpy()
+
+    def set_numbers(self, index: int, numbers: Mapping[int, int] | np.ndarray) -> None:
+        new = self.numbers(index).copy() if isinstance(numbers, Mapping) else numbers
+        if isinstance(numbers, Mapping):
+            for position, number in numbers.items():
+                new[position] = number
+        replace_numbers(self._model, self._node, index, new, self._names)
+
+    def set_attribute(self, name: str, value: int | Sequence[int]) -> None:
+        set_integers(self._node, name, value)
 
 
 def _computed_from(value: ir.Value) -> Iterable[ir.Value]:

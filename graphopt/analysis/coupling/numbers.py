@@ -8,7 +8,7 @@ a constant takes the place of what was computed, or of those of its elements tha
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -58,7 +58,7 @@ class Numbers:
         names = surgery.FreshNames(self._model)
         touched: set[ir.Node] = set()
         for (node, index), whole in self._whole.items():
-            _replace(self._model, node, index, whole, names)
+            replace_numbers(self._model, node, index, whole, names)
             touched.add(node)
         for (node, index), expected in self._expected.items():
             value = node.inputs[index]
@@ -74,7 +74,7 @@ class Numbers:
         numeric = np.array([isinstance(x, int | float | bool | np.generic) for x in expected.flat], bool)
         yield node
         if numeric.all():
-            _replace(self._model, node, index, expected, names)
+            replace_numbers(self._model, node, index, expected, names)
             return
         if value.dtype is None:
             raise ValueError(f"{walk.label(node)}: input {index} has no type")
@@ -117,7 +117,9 @@ def _alike(expected: np.ndarray, actual: np.ndarray) -> bool:
     )
 
 
-def _replace(model: ir.Model, node: ir.Node, index: int, elements: np.ndarray, names: surgery.FreshNames) -> None:
+def replace_numbers(
+    model: ir.Model, node: ir.Node, index: int, elements: np.ndarray, names: surgery.FreshNames
+) -> None:
     """Let `node` read these elements; a constant that nobody else reads keeps its name."""
     value = node.inputs[index] if index < len(node.inputs) else None
     dtype = np.dtype(np.int64) if value is None or value.dtype is None else value.dtype.numpy()
@@ -150,3 +152,8 @@ def _insert_before(graph: ir.Graph, node: ir.Node, new: ir.Node) -> None:
         if any(node.graph is inner for body in walk.subgraphs(outer) for inner in walk.graph_and_bodies(body)):
             graph.insert_before(outer, new)
             return
+
+
+def set_integers(node: ir.Node, name: str, value: int | Sequence[int]) -> None:
+    """Give an attribute of `node` one integer, or several."""
+    node.attributes[name] = ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value)

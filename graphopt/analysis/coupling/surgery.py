@@ -15,7 +15,7 @@ from graphopt.analysis import annotate, dims
 from graphopt.analysis.coupling.binding import Bound, bindings
 from graphopt.analysis.coupling.cutting import Cutter
 from graphopt.analysis.coupling.following import key
-from graphopt.analysis.coupling.numbers import Numbers
+from graphopt.analysis.coupling.numbers import Numbers, set_integers
 from graphopt.analysis.coupling.structure import Coupling, Unit
 from graphopt.ir import walk
 from graphopt.ops import base
@@ -180,5 +180,4 @@ class _Change:
             self._node.attributes.pop("num_outputs", None)
 
     def set_attribute(self, name: str, value: int | Sequence[int]) -> None:
-        attribute = ir.AttrInt64(name, value) if isinstance(value, int) else ir.AttrInt64s(name, value)
-        self._node.attributes[name] = attribute
+        set_integers(self._node, name, value)
