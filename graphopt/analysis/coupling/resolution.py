@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from graphopt.analysis.coupling.following import Following
 from graphopt.ops.labels import FIXED, Ids
 
-BRANCHING = 3
+BRANCHING = 2
 """Choices within one set of which all combinations are tried; further ones are taken one after the other."""
 
 WHOLE = "goes only as a whole"
@@ -46,11 +46,12 @@ def resolve(found: Following) -> Resolution:
         joined.pin(ids, reason)
     produced = np.unique(np.concatenate([np.zeros(0, np.int64), *(ids.ravel() for ids in found.produced.values())]))
     tensors = _distinct(found)
-    for items in _clusters(_items(found, tensors, joined.current()), joined.current()):
-        decided = _Search(joined.current(), items, produced).run()
-        joined.tie(decided.ties)
-        for ids, reason in decided.pins:
-            joined.pin(ids, reason)
+    current = joined.current()
+    for items in _clusters(_items(found, tensors, current), current):
+        for reason, way in _Search(current, items, produced).run():
+            joined.tie(way.ties)
+            for ids in way.pins:
+                joined.pin(ids, reason)
     _settle(joined, tensors)
     return Resolution(joined.current(), joined.reasons())
 
@@ -140,49 +141,61 @@ def varying(labels: np.ndarray) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """One way to satisfy an item."""
+    """One way to satisfy an item: labels that go together, labels that stay."""
 
     ties: tuple[tuple[Ids, Ids], ...]
     pins: tuple[Ids, ...] = ()
 
-    def holds(self, labels: np.ndarray) -> bool:
+    def named(self, names: np.ndarray) -> _Way:
+        """The same about `names` of labels."""
+        return _Way(tuple((names[a], names[b]) for a, b in self.ties), tuple(names[ids] for ids in self.pins))
+
+    def holds(self) -> bool:
         """Whether it is so already."""
-        return all(np.array_equal(labels[a], labels[b]) for a, b in self.ties) and not any(
-            labels[ids].any() for ids in self.pins
-        )
+        return all(np.array_equal(a, b) for a, b in self.ties) and not any(ids.any() for ids in self.pins)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Item:
-    """A tensor that must be rectangular, or a choice that a rule stated."""
+    """A tensor that must be rectangular (`ids`), or a choice that a rule stated (`stated`).
 
-    def __init__(self, reason: str, ids: Ids | None, ways: tuple[_Way, ...] = ()) -> None:
-        self.reason = reason
-        self._ids = ids
-        self._ways = ways
+    Attributes:
+        reason: why labels stay, where a way says that they do.
+    """
+
+    reason: str
+    ids: Ids | None
+    stated: tuple[_Way, ...] = ()
 
     def atoms(self) -> Ids:
         """All that it is about."""
-        if self._ids is not None:
-            return self._ids.ravel()
-        arrays = [array for way in self._ways for array in (*(end for tie in way.ties for end in tie), *way.pins)]
+        if self.ids is not None:
+            return self.ids.ravel()
+        arrays = [array for way in self.stated for array in (*(end for tie in way.ties for end in tie), *way.pins)]
         return np.concatenate([array.ravel() for array in arrays])
 
-    def ways(self, labels: np.ndarray) -> Sequence[_Way]:
-        """The ways to satisfy it; none where it is satisfied."""
-        if self._ids is None:
-            return () if any(way.holds(labels) for way in self._ways) else self._ways
-        axes = varying(labels[self._ids])
-        if len(axes) < 2:
-            return ()
-        return [_unite_all_but(self._ids, axis) for axis in axes]
+    def named(self, names: np.ndarray) -> _Item:
+        """The same about `names` of labels."""
+        ids = None if self.ids is None else names[self.ids]
+        return _Item(self.reason, ids, tuple(way.named(names) for way in self.stated))
 
+    def choices(self, names: np.ndarray) -> Sequence[int]:
+        """The ways that there are where labels have `names`; none where the item is satisfied."""
+        if self.ids is None:
+            satisfied = any(way.named(names).holds() for way in self.stated)
+            return () if satisfied else range(len(self.stated))
+        axes = varying(names[self.ids])
+        return axes if len(axes) > 1 else ()
 
-def _unite_all_but(ids: Ids, axis: int) -> _Way:
-    first = ids
-    for other in range(ids.ndim):
-        if other != axis:
-            first = first.take([0], other)
-    return _Way((_flat(ids, first),))
+    def way(self, choice: int) -> _Way:
+        """One of the ways: of a tensor, to unite everything that stands at the same place along an axis."""
+        if self.ids is None:
+            return self.stated[choice]
+        first = self.ids
+        for other in range(first.ndim):
+            if other != choice:
+                first = first.take([0], other)
+        return _Way((_flat(self.ids, first),))
 
 
 def _flat(a: Ids, b: Ids) -> tuple[Ids, Ids]:
@@ -221,67 +234,60 @@ def _clusters(items: Sequence[_Item], current: np.ndarray) -> list[list[_Item]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decided:
-    """What was chosen so far, and how many units with output channels that leaves."""
+class _State:
+    """What was chosen so far, by item, and the name that each component of the cluster has under it."""
 
-    units: int
-    ties: tuple[tuple[Ids, Ids], ...] = ()
-    pins: tuple[tuple[Ids, str], ...] = ()
+    chosen: tuple[tuple[int, int], ...]
+    names: np.ndarray
 
 
 class _Search:
-    """The best way through the items of one cluster."""
+    """The best way through the items of one cluster.
+
+    Components of the cluster are numbered from 1 on; names of components that are united are equal, and 0 where these
+    stay.
+    """
 
     def __init__(self, current: np.ndarray, items: Sequence[_Item], produced: Ids) -> None:
-        atoms = np.unique(np.concatenate([np.zeros(1, np.int64), *(item.atoms() for item in items)]))
-        components, local = np.unique(current[atoms], return_inverse=True)
+        atoms = np.unique(np.concatenate([item.atoms() for item in items]))
+        components = np.unique(np.concatenate([[FIXED], current[atoms]]))
+        local = np.zeros(len(current), np.int32)
+        local[atoms] = np.searchsorted(components, current[atoms])
         self._items = items
-        self._current = current
-        self._components = components if components[0] == FIXED else np.concatenate([[FIXED], components])
-        self._local = local if components[0] == FIXED else local + 1
-        self._atoms = atoms
-        self._wanted = np.isin(self._components, current[produced])
+        self._local = [item.named(local) for item in items]
+        self._wanted = np.isin(components, current[produced])
+        self._count = len(components)
 
-    def run(self) -> _Decided:
-        """Satisfy all items."""
-        return self._from(_Decided(0), 0, 0)
+    def run(self) -> list[tuple[str, _Way]]:
+        """Satisfy all items: the ways that were chosen, each with its reason."""
+        state = self._from(_State((), np.arange(self._count)), 0, 0)
+        return [(self._items[item].reason, self._items[item].way(choice)) for item, choice in state.chosen]
 
-    def _from(self, decided: _Decided, position: int, depth: int) -> _Decided:
+    def _from(self, state: _State, position: int, depth: int) -> _State:
         while True:
-            labels = self._labels(decided)
-            ways: Sequence[_Way] = ()
-            while position < len(self._items) and not ways:
-                ways = self._items[position].ways(labels)
-                position += not ways
-            if not ways:
-                return dataclasses.replace(decided, units=self._units(labels))
-            following = [self._with(decided, way, self._items[position].reason) for way in ways]
+            choices: Sequence[int] = ()
+            while position < len(self._items) and not choices:
+                choices = self._local[position].choices(state.names)
+                position += not choices
+            if not choices:
+                return state
+            following = [self._with(state, position, choice) for choice in choices]
             if depth < BRANCHING:
-                ends = [self._from(step, position, depth + 1) for step in following]
-                return max(ends, key=lambda end: end.units)
-            decided = max(following, key=lambda step: self._units(self._labels(step)))
+                following = [self._from(step, position, depth + 1) for step in following]
+                return max(following, key=self._units)
+            state = max(following, key=self._units)
 
-    def _with(self, decided: _Decided, way: _Way, reason: str) -> _Decided:
-        pins = tuple((ids, reason) for ids in way.pins)
-        return dataclasses.replace(decided, ties=decided.ties + way.ties, pins=decided.pins + pins)
+    def _with(self, state: _State, item: int, choice: int) -> _State:
+        way = self._local[item].way(choice).named(state.names)
+        ends = [*way.ties, *((ids, np.zeros_like(ids)) for ids in way.pins)]
+        merged = _connect(self._count, *(np.concatenate([pair[side] for pair in ends]) for side in (0, 1)))
+        names = np.where(merged == merged[FIXED], FIXED, merged + 1)[state.names]
+        # Names stay numbers of components, so that they can be united again.
+        first = np.full(int(names.max()) + 1, self._count)
+        np.minimum.at(first, names, np.arange(self._count))
+        return _State((*state.chosen, (item, choice)), np.where(names == FIXED, FIXED, first[names]))
 
-    def _compact(self, atoms: Ids) -> np.ndarray:
-        return self._local[np.searchsorted(self._atoms, atoms)]
-
-    def _labels(self, decided: _Decided) -> np.ndarray:
-        """The label of each atom, as far as this cluster knows it, under what was chosen."""
-        count = len(self._components)
-        a = [self._compact(a) for a, _ in decided.ties] + [self._compact(ids) for ids, _ in decided.pins]
-        b = [self._compact(b) for _, b in decided.ties] + [np.zeros(len(ids), np.int64) for ids, _ in decided.pins]
-        empty = np.zeros(0, np.int64)
-        merged = _connect(count, np.concatenate([empty, *a]), np.concatenate([empty, *b]))
-        merged = np.where(merged == merged[FIXED], FIXED, merged + 1)
-        labels = np.zeros(len(self._current), np.int64)
-        labels[self._atoms] = merged[self._local]
-        return labels
-
-    def _units(self, labels: np.ndarray) -> int:
+    def _units(self, state: _State) -> int:
         """Units with output channels."""
-        compact = np.zeros(len(self._components), np.int64)
-        compact[self._local] = labels[self._atoms]
-        return len(np.unique(compact[self._wanted & (compact != FIXED)]))
+        names = state.names[self._wanted]
+        return len(np.unique(names[names != FIXED]))
