@@ -154,6 +154,8 @@ def channels(trace: Trace, labels: Labels, axis: int) -> Ids:
 def project(trace: Trace, labels: Labels, axes: Sequence[int], reason: str, *, mixing: bool = False) -> Labels:
     """What remains of `labels` where axes are folded to extent 1: a position stays while one of those folded does.
 
+    Where labels differ along other axes too, either all that is folded at a position goes with it, or the same of each.
+
     Args:
         trace: the node.
         labels: of any tensor.
@@ -172,7 +174,15 @@ def project(trace: Trace, labels: Labels, axes: Sequence[int], reason: str, *, m
         return Labels.fixed(dims)
     shape = [1 if axis in axes else extent for axis, extent in enumerate(labels.ids.shape)]
     whole = trace.fresh(*shape)
-    trace.choose(reason, Option(ties=((labels.ids, whole),)), Option(pins=(whole, labels.ids) if mixing else (whole,)))
+    goes_whole = Option(ties=((labels.ids, whole),))
+    if mixing:
+        trace.choose(reason, goes_whole, Option(pins=(whole, labels.ids)))
+        return Labels(dims, whole)
+    alike = labels.ids
+    for axis in labels.varying:
+        if axis not in axes:
+            alike = alike.take([0], axis)
+    trace.choose(reason, goes_whole, Option(ties=((labels.ids, alike),), pins=(whole,)))
     return Labels(dims, whole)
 
 

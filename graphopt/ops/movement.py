@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.walk import constant_tensor
-from graphopt.ops import moves
+from graphopt.ops import moves, origins
 from graphopt.ops.base import MICROSOFT, Extents, IntegerForm, MacFree, input_at, output_at
 from graphopt.ops.channels import Change, Opaque, Trace
 
@@ -51,7 +51,7 @@ class Movement(MacFree):
 
     def cut_through(self, node: ir.Node, rank: int, axis: int) -> Mapping[int, int] | None:
         """Of Identity the same axis, of Transpose and of views the one that it came from."""
-        rule = moves.ORIGINS.get(node.op_type) if node.domain == "" else None
+        rule = origins.ORIGINS.get(node.op_type) if node.domain == "" else None
         origin = None if rule is None else rule(node, rank, axis)
         return None if origin is None else {0: origin}
 

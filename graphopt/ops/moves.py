@@ -6,7 +6,6 @@ shape or a list of sizes only the entries whose extent changed are written anew,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -323,33 +322,6 @@ def depth_to_space(node: ir.Node, trace: Trace) -> None:
         moved = labels.reshaped((batch, inner, block, block, height, width)).transposed((0, 1, 4, 2, 5, 3))
     trace.put(0, moved.reshaped(trace.output_dims()))
 
-
-def _same_axis(node: ir.Node, rank: int, axis: int) -> int:
-    return axis
-
-
-def _axis_before_transpose(node: ir.Node, rank: int, axis: int) -> int:
-    return permutation(node, rank)[axis]
-
-
-def _axis_before_view(node: ir.Node, rank: int, axis: int) -> int | None:
-    """The axis with the same extent and as many elements before it, where the view keeps it whole."""
-    source, result = node.inputs[0], node.outputs[0]
-    if source is None or source.shape is None or result.shape is None:
-        return None
-    before, after = list(source.shape), list(result.shape)
-    if not all(isinstance(extent, int) for extent in (*before, *after)):
-        return None
-    ahead = math.prod(after[:axis])
-    alike = (i for i, extent in enumerate(before) if extent == after[axis] and math.prod(before[:i]) == ahead)
-    return next(alike, None)
-
-
-ORIGINS: Mapping[str, Callable[[ir.Node, int, int], int | None]] = {
-    "Identity": _same_axis, "Transpose": _axis_before_transpose, "Reshape": _axis_before_view,
-    "Flatten": _axis_before_view, "Squeeze": _axis_before_view, "Unsqueeze": _axis_before_view,
-}  # fmt: skip
-"""The axis of the input that an axis (not negative) of an output of some rank is."""
 
 FLOWS: Mapping[str, Callable[[ir.Node, Trace], None]] = {
     "Identity": identity, "Dropout": identity,

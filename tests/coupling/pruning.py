@@ -1,12 +1,13 @@
-"""Pruning small models and holding the result against the original with the same channels set to zero.
+"""Pruning small models and holding the result against the original in which the same channels count for nothing.
 
-Both are run by onnxruntime. The zeros are written into the original's weights by what a `Unit` promises (which output
-channels of which layer it holds) and by nothing else that the analysis knows.
+Both are run by onnxruntime. Zeros are written into the original's weights by what a `Unit` promises (which channels of
+which layers it holds) and by nothing else that the analysis knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -82,43 +83,50 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndar
 
 
 def silenced(proto: onnx.ModelProto, units: Collection[Unit]) -> onnx.ModelProto:
-    """The model with zeros for the weights and biases that make the output channels of `units`."""
+    """The model with zeros where the channels of `units` are made and where linear layers read them.
+
+    Whatever activation or normalization lies between, such channels then count for nothing. The zeros in weight and
+    bias at the beginning are for channels that no layer reads, such as queries and keys, which meet each other.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     stored = {tensor.name: tensor for tensor in result.graph.initializer}
-    for node in result.graph.node:
-        gone = sorted({channel for unit in units for channel in unit.outputs.get(node.output[0], ())})
-        if not gone:
-            continue
-        data, axis, per_group = _output_axis(node)
-        for position, name in enumerate(node.input):
-            if name not in stored or position == data:
-                continue
-            array = numpy_helper.to_array(stored[name]).copy()
-            groups = next((a.i for a in node.attribute if a.name == "group"), 1) if per_group else 1
-            if array.ndim == 1:
-                array[gone] = 0
-            elif groups == 1:
-                np.moveaxis(array, axis, 0)[gone] = 0
-            else:  # (C, M/group, ...): the channels of each group lie in its own rows
-                rows, width = len(array) // groups, array.shape[1]
-                for channel in gone:
-                    first = channel // width * rows
-                    array[first : first + rows, channel % width] = 0
-            stored[name].CopyFrom(numpy_helper.from_array(array, name))
+    nodes = {node.output[0]: node for node in result.graph.node}
+    readers = {name: node for node in result.graph.node for name in node.input}
+    for unit in units:
+        for name, channels in unit.inputs.items():
+            _zero(nodes[name], stored, channels, outputs=False)
+        for name, channels in unit.outputs.items():
+            _zero(nodes[name], stored, channels, outputs=True)
+            sum_after = [readers[name]] if name in readers and readers[name].op_type == "Add" else []
+            for bias in (bias for node in (nodes[name], *sum_after) for bias in node.input if bias in stored):
+                if len(stored[bias].dims) == 1 and stored[bias].dims[0] > max(channels):
+                    _write(stored[bias], (list(channels),))
     return result
 
 
-def _output_axis(node: onnx.NodeProto) -> tuple[int, int, bool]:
-    """Which input is the data, the axis of the weight with the output channels, and whether these lie per group."""
+def _zero(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto], channels: Sequence[int], outputs: bool) -> None:
+    """Zeros in the weight of `node` for some of its output or input channels."""
     flags = {attribute.name: attribute.i for attribute in node.attribute}
-    if node.op_type == "Conv":
-        return 0, 0, False
-    if node.op_type == "ConvTranspose":
-        return 0, 1, True
-    if node.op_type == "Gemm":
-        return 0, 0 if flags.get("transB") else 1, False
-    return (1, 1, False) if node.op_type == "Gather" else (0, 1, False)
+    weight = next(stored[name] for name in node.input if name in stored and len(stored[name].dims) > 1)
+    left = node.op_type == "MatMul" and node.input[0] in stored
+    first = node.op_type == "Conv" or left or (node.op_type == "Gemm" and flags.get("transB", 0) == 1)
+    groups = flags.get("group", 1)
+    for channel in channels:
+        if groups == 1:
+            _write(weight, (channel,) if first == outputs else (slice(None), channel))
+        elif (node.op_type == "Conv") == outputs:  # along the first axis, channels of all groups follow each other
+            _write(weight, (channel,))
+        else:  # the second axis has one group, the first tells which
+            rows, width = weight.dims[0] // groups, weight.dims[1]
+            group = channel // width
+            _write(weight, (slice(group * rows, (group + 1) * rows), channel % width))
+
+
+def _write(tensor: onnx.TensorProto, where: Any) -> None:
+    array = numpy_helper.to_array(tensor).copy()
+    array[where] = 0
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
 def same(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:

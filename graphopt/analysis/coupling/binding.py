@@ -53,6 +53,7 @@ class Bound:
 
     def __init__(self, model: ir.Model, chosen: Mapping[str, int]) -> None:
         self._bindings = Bindings(chosen)
+        self._dims: dict[ir.Value, tuple[int, ...] | None] = {}
         self._inference = shapes.known(model)
         if len(chosen) > len(input_symbols(model)):
             # Some symbols are not of the inputs: what they come to follows from the numbers that these have now.
@@ -61,6 +62,11 @@ class Bound:
 
     def dims(self, value: ir.Value) -> tuple[int, ...] | None:
         """The extents of a tensor, or None where they are not known."""
+        if value not in self._dims:
+            self._dims[value] = self._evaluated(value)
+        return self._dims[value]
+
+    def _evaluated(self, value: ir.Value) -> tuple[int, ...] | None:
         found = self._inference.fact(value).dims
         if found is None:
             return None

@@ -328,11 +328,12 @@ class _Trace:
                 self._shared.add(index)
             return
         labels = self.labels(index)
+        source = "may be given by the caller" if value.is_graph_input() else "is computed"
         for axis, ids in axes.items():
             shape = [1] * labels.rank
             shape[axis] = -1
             for row in ids.reshape(-1, ids.shape[-1]):
-                self.unite(labels.ids, row.reshape(shape))
+                self._found.tie(labels.ids, row.reshape(shape), f"its parameter '{value.name}' {source}")
 
     def put(self, index: int, labels: Labels) -> None:
         if labels.dims != self.output_dims(index):
