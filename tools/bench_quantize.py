@@ -22,6 +22,9 @@ over all tasks 2 dB above it on average.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
+import json
 import statistics
 import tempfile
 import time
@@ -32,6 +35,7 @@ from pathlib import Path
 
 import measure
 import quantizers
+from peers.cache import cache_folder
 from quantization_tasks import Task, tasks
 from quantizers import TRANSFORMERS_ONLY, Quantizer
 
@@ -72,8 +76,13 @@ class Row:
         return sum(path.stat().st_size for path in self.file.parent.glob(f"{self.file.name}*"))
 
 
-def quantize(task: Task, tools: Sequence[Quantizer], seeds: Sequence[int], folder: Path) -> list[tuple[int, Row]]:
-    """Run the tools in turn, graphopt once per seed; one that fails is left out, with a line that says so."""
+def quantize(
+    task: Task, tools: Sequence[Quantizer], seeds: Sequence[int], folder: Path, results: Path
+) -> list[tuple[int, Row]]:
+    """Run the tools in turn, graphopt once per seed; one that fails is left out, with a line that says so.
+
+    What a peer has made of the same samples before is found in the folder `results`; its seconds are those of then.
+    """
     rows = []
     for place, seed in enumerate(seeds):
         samples = folder / f"calibration-{seed}.npz"
@@ -81,18 +90,33 @@ def quantize(task: Task, tools: Sequence[Quantizer], seeds: Sequence[int], folde
         for tool in tools:
             if place and not tool.seeded:
                 continue
-            home = folder / f"{tool.name}-{seed}"
-            home.mkdir()
-            output = home / "quantized.onnx"
+            known = None if tool.seeded else results / _digest(task, tool, samples)
+            home = folder / f"{tool.name}-{seed}" if known is None else known
             try:
-                run = measure.run(tool.command(task.model, samples, output, seed), env=tool.variables)
-                if not output.exists():
-                    raise RuntimeError("it writes nothing")
+                rows.append((place, Row(tool.name, *_run(task, tool, samples, home, seed))))
             except RuntimeError as error:
                 print(f"  {tool.name} fails: {reason(str(error))}", flush=True)
-                continue
-            rows.append((place, Row(tool.name, run, output)))
     return rows
+
+
+def _run(task: Task, tool: Quantizer, samples: Path, home: Path, seed: int) -> tuple[measure.Run, Path]:
+    """Let `tool` write into the folder `home`, unless it has done so; what its run took, and the file."""
+    output, account = home / "quantized.onnx", home / "run.json"
+    if not account.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        run = measure.run(tool.command(task.model, samples, output, seed), env=tool.variables)
+        if not output.exists():
+            raise RuntimeError("it writes nothing")
+        account.write_text(json.dumps(dataclasses.asdict(run)))
+    return measure.Run(**json.loads(account.read_text())), output
+
+
+def _digest(task: Task, tool: Quantizer, samples: Path) -> str:
+    """A name for what a peer of some version makes of a model and samples."""
+    digest = hashlib.sha256(f"{tool.name} {tool.version}".encode())
+    for path in (task.model, samples):
+        digest.update(path.read_bytes())
+    return f"{task.name}-{tool.name}-{digest.hexdigest()[:16]}".replace(" ", "-")
 
 
 def reason(text: str) -> str:
@@ -155,7 +179,8 @@ def bench(task: Task, tools: Sequence[Quantizer], options: argparse.Namespace, f
     print(f"\n{task.name}: {task.model.stat().st_size / 1e6:.2f} MB", flush=True)
     able = [tool for tool in tools if task.transformer or tool.name not in TRANSFORMERS_ONLY]
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        rows = evaluate(task, quantize(task, able, options.seeds, Path(scratch)))
+        results = cache_folder(options.cache) / "results"
+        rows = evaluate(task, quantize(task, able, options.seeds, Path(scratch), results))
         (batch,) = task.evaluation().subset([0]).batches(1)
         models = {"": task.model} | {row.name: row.file for row in rows}
         times = time_all(models, batch.feeds, options.rounds)

@@ -68,12 +68,14 @@ class Quantizer:
         command: from the model, the samples (npz) and the file to write to a command.
         variables: environment variables of the command.
         seeded: whether another seed gives another result on the same samples.
+        version: of a peer: what it makes of the same samples is kept as long as this stays.
     """
 
     name: str
     command: Callable[[Path, Path, Path, int], list[str]]
     variables: Mapping[str, str] = field(default_factory=dict)
     seeded: bool = False
+    version: str = ""
 
 
 def graphopt(pipeline: str = "quantize") -> Quantizer:
@@ -129,19 +131,19 @@ def peers(patterns: Iterable[str], cache: Path | None) -> list[Quantizer]:
     """The peers that are asked for and can run; prints their versions."""
     patterns = list(patterns)
     chosen = [peer for peer in PEERS if wanted(peer[0], patterns)]
-    pythons: dict[str, Path] = {}
+    pythons: dict[str, tuple[Path, str]] = {}
     for name in dict.fromkeys(environment for _, environment, _ in chosen):
         python = ENVIRONMENTS[name].python(cache)
         if python is not None:
-            pythons[name] = python
-            print(f"{ENVIRONMENTS[name].packages[0]} {ENVIRONMENTS[name].version(python)}")
-    return [_peer(title, pythons[name], name, variant) for title, name, variant in chosen if name in pythons]
+            pythons[name] = python, ENVIRONMENTS[name].version(python)
+            print(f"{ENVIRONMENTS[name].packages[0]} {pythons[name][1]}", flush=True)
+    return [_peer(title, *pythons[name], name, variant) for title, name, variant in chosen if name in pythons]
 
 
-def _peer(title: str, python: Path, environment: str, variant: str) -> Quantizer:
+def _peer(title: str, python: Path, version: str, environment: str, variant: str) -> Quantizer:
     module = f"peers.quantizers.{ENVIRONMENTS[environment].module}"
 
     def command(model: Path, samples: Path, output: Path, seed: int) -> list[str]:
         return [str(python), "-m", module, str(model), str(samples), str(output), variant]
 
-    return Quantizer(title, command, {"PYTHONPATH": str(TOOLS)})
+    return Quantizer(title, command, {"PYTHONPATH": str(TOOLS)}, version=version)

@@ -106,7 +106,7 @@ def test_onnxruntime_computes_fitted_convolutions_exactly(rewriter: Rewriter, ca
     image = np.broadcast_to(ends[None, :, None, None], (1, channels, 7, 7))
     layer = layer_of(rewriter, attributes, weight, channels)
     results = Results({request: ChannelRangeResult(0 * ends, ends) for request in saturation.requests([layer])})
-    inputs = saturation.highest(layer, results, Quantizer(1.0, 0, ir.DataType.UINT8))
+    inputs = saturation.highest([layer], results, {"x": Quantizer(1.0, 0, ir.DataType.UINT8)}).get(layer.key)
     assert (inputs is None) == (case == "depthwise")
     rows = weight.reshape(len(weight), -1)
     fitted = rows if inputs is None else saturation.fitted(layer, rows, inputs)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantized_models import counts, kernels, outputs, sqnr
+from quantized_models import SATURATES, counts, kernels, outputs, sqnr
 
 import graphopt
 from graphopt_passes.quantization.targets import TARGETS
@@ -74,13 +74,15 @@ def quantized(
     pipeline: str = "quantize",
     feeds: Mapping[str, np.ndarray] | None = None,
     least: float = 30,
+    *,
+    optimize: bool = True,
     **options: Any,
 ) -> graphopt.Result:
     """The result; all its outputs are within `least` dB of the original's, in onnxruntime with all of its optimizations."""
     feeds = {"x": X} if feeds is None else feeds
     result = graphopt.optimize(model, pipeline, data=feeds, **options)
     assert [value.name for value in result.ir.graph.outputs] == [value.name for value in model.graph.outputs]
-    for exact, found in zip(outputs(model, feeds), outputs(result.ir, feeds), strict=True):
+    for exact, found in zip(outputs(model, feeds), outputs(result.ir, feeds, optimize=optimize), strict=True):
         assert exact.shape == found.shape
         assert exact.dtype == found.dtype
         assert sqnr(exact, found) > least
@@ -127,9 +129,9 @@ def test_every_target(network: Build, target: str, bits: int) -> None:
         "a = Relu(c) t = ConvTranspose<group = 2>(a, wt, b) d = Conv(t, w) r = Relu(d) e = Conv(t, v) "
         "j = Concat<axis = 1>(r, e) k = Conv(j, w8) s = Mul(k, t) last = Conv(s, w)"
     )
-    result = quantized(
-        model, f"quantize{{mode=static,target={target},activations={bits}}}", least=25 if bits == 8 else 40
-    )
+    pipeline, least = f"quantize{{mode=static,target={target},activations={bits}}}", 25 if bits == 8 else 40
+    # what another runtime saturates is not what onnxruntime does on this machine
+    result = quantized(model, pipeline, least=least, optimize=TARGETS[target].pairs or not SATURATES)
     kinds = {node.outputs[0].dtype for node in result.ir.graph if node.op_type == "QuantizeLinear"}
     assert kinds == {
         ir.DataType[f"{'' if TARGETS[target].activations.is_signed() else 'U'}INT{bits}"],

@@ -17,6 +17,7 @@ end costs its distance from the grid. The divergence leaves spikes out, because 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -44,6 +45,7 @@ class Distribution:
         high: upper edge of the last bin.
         minimum: smallest element.
         maximum: largest element.
+        limits: between which numbers all elements are, also those not seen here.
     """
 
     counts: Array
@@ -51,6 +53,7 @@ class Distribution:
     high: float
     minimum: float
     maximum: float
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     @cached_property
     def edges(self) -> Array:
@@ -89,6 +92,18 @@ class Distribution:
     def bounds(self) -> tuple[float, float]:
         """The smallest and the largest element, or 0 where that is outside."""
         return min(self.minimum, 0.0), max(self.maximum, 0.0)
+
+    def within(self, low: float, high: float) -> Distribution:
+        """The distribution of the elements moved to the nearest number between `low` and `high`, exactly but for bins."""
+        if low <= self.minimum and self.maximum <= high:
+            return dataclasses.replace(self, limits=(low, high))
+        smallest, largest = (min(max(end, low), high) for end in (self.minimum, self.maximum))
+        first, last = self._bin(smallest), self._bin(largest)
+        counts = np.array(self.counts[first : last + 1], np.float64)
+        counts[0] += np.sum(self.counts[:first])
+        counts[-1] += np.sum(self.counts[last + 1 :])
+        edges = float(self.edges[first]), float(self.edges[last + 1])
+        return Distribution(counts, *edges, smallest, largest, (low, high))
 
 
 Range = tuple[float, float]

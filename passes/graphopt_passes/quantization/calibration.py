@@ -6,6 +6,7 @@ Reshape chain the Conv's output is looked at, of a Concat its inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -15,12 +16,17 @@ from graphopt.errors import OptionError
 from graphopt.runtime.requests import Histogram, HistogramResult, Results
 from graphopt_passes.numerics import ranges
 from graphopt_passes.numerics.quantizer import Array, Grid, parameters
+from graphopt_passes.quantization import visible
 from graphopt_passes.quantization.groups import Groups
 from graphopt_passes.quantization.insertion import Quantizer
 from graphopt_passes.quantization.placement import Placement
 
 METHODS = ranges.METHODS
 
+_FEW = 20_000
+"""Elements of which none is clipped: the ends of so few say too little about what will be seen."""
+_MARGIN = 4.0
+"""Over the root of their number, the part by which the range of so few is made wider: others will pass their ends."""
 _NEARLY = 0.99
 """A scale is made smaller, so that a range is covered from inside, down to this part of it."""
 
@@ -59,8 +65,17 @@ def _moved(value: ir.Value, groups: Groups, placement: Placement) -> bool:
     return all(read in groups and groups.root(read) is groups.root(value) for read in reads if read is not None)
 
 
+def distributions(placement: Placement, results: Results) -> dict[ir.Value, ranges.Distribution]:
+    """The numbers of each group, under its root, as far as its readers tell them apart."""
+    members = placement.groups.members()
+    return {
+        root: distribution(names, results).within(*visible.bounds(members[root], names, placement))
+        for root, names in sources(placement).items()
+    }
+
+
 def distribution(names: Iterable[str], results: Results) -> ranges.Distribution:
-    """All numbers of a group, as one histogram."""
+    """All numbers of some values, as one histogram."""
     found = [results[Histogram(name)] for name in names]
     if len(found) == 1:
         return _distribution(found[0])
@@ -83,8 +98,21 @@ def choose(found: ranges.Distribution, method: str, numbers: Grid) -> tuple[floa
     """The range that `method` covers of a distribution, no wider than that and 0."""
     if method not in METHODS:
         raise OptionError(f"quantize: unknown way to choose ranges '{method}' (known: {', '.join(METHODS)})")
+    count = float(np.sum(found.counts))
+    if count < _FEW:
+        return _widened(found, 1 + _MARGIN / math.sqrt(max(count, 1)), numbers)
     low, high = METHODS[method](found, numbers)
     return max(low, min(found.minimum, 0.0)), min(high, max(found.maximum, 0.0))
+
+
+def _widened(found: ranges.Distribution, factor: float, numbers: Grid) -> tuple[float, float]:
+    """The range of all elements and some more, but not beyond what there can be, where it ends at a step."""
+    least, most = found.limits
+    low, high = (max(found.bounds[0] * factor, min(least, 0.0)), min(found.bounds[1] * factor, max(most, 0.0)))
+    steps = -low / (high - low) * numbers.steps if high > low else 0.0
+    if low == least and high < most and steps >= 1:
+        high = -low * (numbers.steps / math.floor(steps) - 1)
+    return low, high
 
 
 def quantizer(low: float, high: float, dtype: ir.DataType, *, symmetric: bool) -> Quantizer:

@@ -227,7 +227,7 @@ class _Placing:
                 self.found.absorbed.add(reader)
                 self.found.others.pop(reader, None)
                 self.integer.pop(reader, None)
-                self.limits[reader.outputs[0]] = _bounds(reader)
+                self.limits[reader.outputs[0]] = bounds(reader)
             elif form is not None and form.same_scale:
                 limits = {self.limits.get(value) for value in _data(node, form)}
                 if len(limits) == 1:
@@ -242,7 +242,7 @@ class _Placing:
         return None if reader is None or self.excluded(reader) or not self._may_absorb(reader) else reader
 
     def _may_absorb(self, node: ir.Node) -> bool:
-        limits = _bounds(node) if node.domain == "" and node.op_type in self.target.absorbed else None
+        limits = bounds(node) if node.domain == "" and node.op_type in self.target.absorbed else None
         return limits is not None and limits[0] <= 0 <= limits[1]
 
     def _is_quantized_behind(self, node: ir.Node) -> bool:
@@ -299,7 +299,7 @@ def _may_quantize(value: ir.Value | None) -> bool:
     )
 
 
-def _bounds(activation: ir.Node) -> tuple[float, float] | None:
+def bounds(activation: ir.Node) -> tuple[float, float] | None:
     """Between which numbers a Relu or Clip keeps its output; None where that is not known."""
     if activation.op_type == "Relu":
         return 0.0, math.inf

@@ -20,7 +20,7 @@ from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.requests import Request, Results
 from graphopt_passes.quantization import calibration, layers, repair, saturation
-from graphopt_passes.quantization.insertion import LayerWeights, Quantizer, Recipe, insert
+from graphopt_passes.quantization.insertion import Array, LayerWeights, Quantizer, Recipe, insert
 from graphopt_passes.quantization.islands import keep_float
 from graphopt_passes.quantization.placement import NOT_FINITE, Layer, Placement, place
 from graphopt_passes.quantization.selection import select
@@ -170,19 +170,18 @@ class Planner:
     def draft(self, placement: Placement, results: Results, method: str) -> Recipe:
         """Ranges as `method` chooses them, and layers rounded to nearest."""
         dtype, symmetric = self._settings.activations, self._target.symmetric
-        sources = calibration.sources(placement)
-        distributions = {root: calibration.distribution(names, results) for root, names in sources.items()}
+        distributions = calibration.distributions(placement, results)
         if method == "auto":
             chosen = select(self._model, placement, distributions, self.evidence, dtype, symmetric=symmetric)
         else:
             chosen = calibration.by_method(distributions, dtype, symmetric=symmetric, method=method)
         values = calibration.by_name(placement, chosen)
-        return Recipe(values, {layer.key: self._nearest(layer, values, results) for layer in placement.layers})
+        highest = saturation.highest(placement.layers, results, values) if self._settings.saturates else {}
+        return Recipe(values, {layer.key: self._nearest(layer, values, highest) for layer in placement.layers})
 
-    def _nearest(self, layer: Layer, values: Mapping[str, Quantizer], results: Results) -> LayerWeights:
-        data = values[layer.data.name or ""]
-        highest = saturation.highest(layer, results, data) if self._settings.saturates else None
-        return layers.nearest(layer, self._target, data, biased=self._settings.correct_biases, highest=highest)
+    def _nearest(self, layer: Layer, values: Mapping[str, Quantizer], highest: Mapping[str, Array]) -> LayerWeights:
+        data, largest = values[layer.data.name or ""], highest.get(layer.key)
+        return layers.nearest(layer, self._target, data, biased=self._settings.correct_biases, highest=largest)
 
     def _repaired(self, floats: frozenset[str], placement: Placement, recipe: Recipe, float_results: Results) -> Recipe:
         settings = self._settings

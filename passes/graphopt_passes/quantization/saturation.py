@@ -11,12 +11,13 @@ be used, not what onnxruntime uses.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from graphopt.errors import RuntimeFailureError
+from graphopt.ops.base import input_at
 from graphopt.pipeline.base import PassContext
 from graphopt.runtime.requests import ChannelRange, Results
 from graphopt_passes.numerics import pair_sums
@@ -50,10 +51,30 @@ def requests(layers: Iterable[Layer]) -> list[ChannelRange]:
     return [_request(layer) for layer in layers if _is_at_risk(layer)]
 
 
-def highest(layer: Layer, results: Results, data: Quantizer) -> Array | None:
-    """(M, K) the largest integer that meets each weight of `layer` on calibration data; None where nothing saturates."""
-    if not _is_at_risk(layer):
-        return None
+def highest(layers: Iterable[Layer], results: Results, values: Mapping[str, Quantizer]) -> dict[str, Array]:
+    """By the layer's key (M, K) the largest integer that meets each weight on calibration data.
+
+    Layers of which nothing saturates are left out. Where layers share a weight it must fit for all of them.
+
+    Args:
+        layers: all layers.
+        results: answers to `requests`.
+        values: the quantizers of what they read, by name.
+    """
+    found: dict[str, Array] = {}
+    tied: dict[ir.Value | None, list[str]] = {}
+    for layer in layers:
+        if _is_at_risk(layer):
+            found[layer.key] = _highest(layer, results, values[layer.data.name or ""])
+            tied.setdefault(input_at(layer.node, layer.form.weight or 0), []).append(layer.key)
+    for keys in tied.values():
+        if len({found[key].shape for key in keys}) == 1:
+            largest = np.max([found[key] for key in keys], axis=0)
+            found.update(dict.fromkeys(keys, largest))
+    return found
+
+
+def _highest(layer: Layer, results: Results, data: Quantizer) -> Array:
     limits = np.iinfo(data.dtype.numpy())
     largest = np.rint(results[_request(layer)].high / data.scale) + data.zero_point
     largest = np.clip(largest, data.zero_point, limits.max)  # what pads a Conv is the zero point
