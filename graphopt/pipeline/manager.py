@@ -213,6 +213,7 @@ class _Run:
             tuple(result.remarks),
             result.facts,
             result.sparable,
+            pass_.exact,
         )
 
     def _unchanged(self, pass_: Pass, why: str, seconds: float = 0.0) -> PassRecord:

@@ -25,6 +25,7 @@ class PassRecord:
         remarks: what it did where, and above all why not.
         facts: figures for the report, under keys of the pass's own.
         sparable: how many places it could still leave alone.
+        exact: whether the result had to compute what the model before it did.
     """
 
     name: str
@@ -36,6 +37,7 @@ class PassRecord:
     remarks: tuple[Remark, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sparable: int = 0
+    exact: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

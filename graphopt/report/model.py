@@ -11,7 +11,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -197,6 +197,11 @@ class Report:
     written_bytes: int | None = None
 
     @property
+    def lossy(self) -> bool:
+        """Whether a pass changed the model that need not be exact; `check` is of what the passes before it made."""
+        return any(record.modified and not record.exact for record in self.passes)
+
+    @property
     def before(self) -> Cost:
         """Cost of the original."""
         return self._priced[0]
@@ -261,6 +266,7 @@ class Comparison:
         warnings: what the user should know.
     """
 
+    lossy: ClassVar[bool] = False  # `check` is of the models as they are
     reference: Input
     model: Input
     before: Cost

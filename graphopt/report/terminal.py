@@ -186,7 +186,8 @@ def findings(subject: Report | Comparison) -> list[str]:
     if quality is not None:
         lines += quality_lines(quality)
     if check is not None:
-        lines.append(f"same outputs in onnxruntime: {_verdict(check)}")
+        scope = "exact passes alone: " if subject.lossy else ""
+        lines.append(f"{scope}same outputs in onnxruntime: {_verdict(check)}")
     if latency is not None:
         low, high = latency.interval
         lines.append(

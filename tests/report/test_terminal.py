@@ -59,6 +59,12 @@ def test_what_was_found_is_said_once(report: Report) -> None:
         assert text.splitlines().count(line) == 1
 
 
+def test_what_was_compared_is_not_what_lossy_passes_made(report: Report) -> None:
+    first = dataclasses.replace(report.passes[0], exact=False)
+    text = printed(dataclasses.replace(report, passes=(first, *report.passes[1:])))
+    assert "\nexact passes alone: same outputs in onnxruntime: yes" in text
+
+
 def test_pipeline_comes_first_and_alone() -> None:
     stream = io.StringIO()
     terminal.print_pipeline("a{b=[1]}," * 30, terminal.console(stream))
