@@ -135,6 +135,7 @@ class Quantize(Pass):
             keep_heads=self.keep_heads,
             smooth=self.smooth,
             fastest=self.prefer == "fastest" and self.activations == 8 and runs_here(target, context.evidence),
+            known_slow=self.prefer == "fastest" and not runs_here(target, context.evidence),
             float_layers=self.float_layers,
             sqnr=self.sqnr,
             sensitivity=self.sensitivity,

@@ -19,10 +19,10 @@ SLOW = 4.0
 
 
 class Clock:
-    """Times of models whose Conv with four inputs takes `slow` on integers, and 2 in float; all else takes 1."""
+    """Times of models whose Conv with four inputs takes `slow` on integers, and 2 in float; others take `fast` and 1.5."""
 
-    def __init__(self, slow: float = SLOW, whole: float | None = None) -> None:
-        self.slow, self.whole, self.asked = slow, whole, 0
+    def __init__(self, slow: float = SLOW, whole: float | None = None, fast: float = 1.0) -> None:
+        self.slow, self.whole, self.fast, self.asked = slow, whole, fast, 0
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
         monkeypatch.setattr("graphopt_passes.quantize.platform.machine", lambda: "x86_64")
@@ -49,7 +49,7 @@ class Clock:
         on_integers = weight.producer() is not None
         if weight.shape is not None and list(weight.shape.dims) == [4, 4, 1, 1]:
             return self.slow if on_integers else 2.0
-        return 1.0 if on_integers else 1.5
+        return self.fast if on_integers else 1.5
 
 
 def run(**options: Any) -> graphopt.Result:
@@ -91,6 +91,14 @@ def test_a_model_that_stays_slower_than_float_is_warned_of(monkeypatch: pytest.M
     assert any("slower than the float model on this machine, 1.30 times" in warning for warning in result.warnings)
 
 
+def test_a_model_that_is_faster_in_float_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(fast=5.0).install(monkeypatch)
+    result = run()
+    assert floats(result) == ["c1", "c2", "y"]
+    assert any("stays float, which is faster than integers everywhere" in warning for warning in result.warnings)
+    assert "QuantizeLinear" not in operators(result.model)
+
+
 def test_integers_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock().install(monkeypatch)
     result = graphopt.optimize(small_model(), "quantize{prefer=integer}", data=samples())
@@ -112,3 +120,23 @@ def test_the_real_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert speed["against_float"]["ratio"] > 0
     assert speed["against_float"]["rounds"] >= 7
     assert operators(run().model).count("Conv") == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "prefer", "is_float"), [(5, "fastest", True), (3, "fastest", False), (5, "integer", False)]
+)
+def test_what_is_known_to_be_slow_where_it_cannot_be_measured(
+    monkeypatch: pytest.MonkeyPatch, size: int, prefer: str, is_float: bool
+) -> None:
+    monkeypatch.setattr("graphopt_passes.quantize.platform.machine", lambda: "riscv64")
+    text = """<ir_version: 8, opset_import: ["" : 13]>
+    net (float[N,2,6,6] x) => (float[N,3] y) <float[4,2,3,3] w1, float[4,1,5,5] w2, float[3,4] w3> {
+        c1 = Conv(x, w1) c2 = Conv<group=4, auto_pad="SAME_UPPER">(c1, w2) p = GlobalAveragePool(c2) f = Flatten(p)
+        y = Gemm<transB=1>(f, w3)
+    }""".replace("5,5]", f"{size},{size}]")
+    weights = np.random.default_rng(1).normal(size=(4, 1, size, size)).astype(np.float32)
+    model = small_model(text, w2=weights)
+    result = graphopt.optimize(model, f"quantize{{prefer={prefer}}}", data=samples())
+    assert ("c2" in floats(result)) is is_float
+    said = [str(remark) for remark in result.report.passes[-1].remarks]
+    assert any("faster so on ort-x86" in remark for remark in said) is is_float

@@ -170,20 +170,20 @@ class Problem:
         self.border.totals.append((list(sizes.values()), max(0.0, apart)))
         self.border.fit()
 
-    def cut(self) -> frozenset[int]:
-        """The numbers of the nodes that are to run in float."""
+    def cut(self, price: float = 1) -> frozenset[int]:
+        """The numbers of the nodes that are to run in float, where borders cost `price` times what is known of them."""
         graph = nx.DiGraph()
         graph.add_nodes_from(("integer", "float"))
         for number in self._free:
             graph.add_edge("integer", number, capacity=self._in_float.get(number, 0.0))
             graph.add_edge(number, "float", capacity=self._on_integers.get(number, 0.0))
         for value, size in self._values.items():
-            maker, price = self._maker(value), self.border.seconds(size)
+            maker, seconds = self._maker(value), price * self.border.seconds(size)
             for reader in set(self._readers(value)):  # edges without a capacity are never cut
                 graph.add_edge(("dequantized", value), reader)
                 graph.add_edge(reader, ("quantized", value))
-            graph.add_edge(maker, ("dequantized", value), capacity=price)
-            graph.add_edge(("quantized", value), maker, capacity=price)
+            graph.add_edge(maker, ("dequantized", value), capacity=seconds)
+            graph.add_edge(("quantized", value), maker, capacity=seconds)
         _, (on_integers, _) = nx.minimum_cut(graph, "integer", "float")
         return frozenset(number for number in self._free if number not in on_integers)
 

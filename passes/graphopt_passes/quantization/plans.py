@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import onnx_ir as ir
 
 from graphopt.errors import DataError
-from graphopt.ir.walk import label
+from graphopt.ir.walk import constant_tensor, label
+from graphopt.ops.base import input_at
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.requests import Request, Results
@@ -42,6 +44,7 @@ class Settings:
         keep_heads: whether heads stay float.
         smooth: whether channels of normalizations are divided, "auto" where that is found to help.
         fastest: whether what is slower on integers on this machine stays float.
+        known_slow: whether what is known to be slow on integers on the target stays float.
         float_layers: how many of the layers that do most harm stay float.
         sqnr: what the outputs must come to in dB, by leaving more layers float; 0 for no such bound.
         sensitivity: whether the harm of each layer is measured where nothing depends on it.
@@ -59,6 +62,7 @@ class Settings:
     keep_heads: bool = True
     smooth: str = "auto"
     fastest: bool = False
+    known_slow: bool = False
     float_layers: int = 0
     sqnr: float = 0.0
     sensitivity: bool = False
@@ -128,9 +132,20 @@ class Planner:
 
         def excluded(node: ir.Node) -> bool:
             made = {output.name or "" for output in node.outputs}
-            return not made.isdisjoint(floats) or not made.isdisjoint(self.reverted) or self._context.excluded(node)
+            if not made.isdisjoint(floats) or not made.isdisjoint(self.reverted):
+                return True
+            return self._context.excluded(node) or self.is_known_slow(node)
 
         return place(model.graph, self._target, excluded=excluded, keep_heads=self._settings.keep_heads)
+
+    def is_known_slow(self, node: ir.Node) -> bool:
+        """Whether `node` stays float by a rule of the target."""
+        taps = self._target.float_taps if self._settings.known_slow else None
+        weight = constant_tensor(input_at(node, 1)) if taps is not None and node.op_type == "Conv" else None
+        if taps is None or weight is None or node.domain != "":
+            return False
+        _, inputs, *kernel = weight.shape.numpy()
+        return bool(inputs == 1 and node.attributes.get_int("group", 1) > 1 and math.prod(kernel) >= taps)
 
     def plan(self, floats: frozenset[str]) -> Plan:
         """The final numbers of a model with `floats` in float."""

@@ -26,7 +26,11 @@ from graphopt_passes.quantization.placement import Placement
 from graphopt_passes.quantization.targets import Target
 
 CONFIDENCE = 0.9
-_CUTS = 4
+_PRICES = (1, 1, 1, 2, 4)
+"""What borders are taken to cost, in turn, times what is known of them: first to learn more, then for larger regions."""
+_MOST = 3
+"""Share-outs that race, the fastest by the times of their kernels."""
+_ALIKE = 1.02
 _SECONDS = 0.6
 _WORTH = 0.97
 """Integers save memory as well: a part of the time that is saved must be worth giving them up."""
@@ -89,34 +93,39 @@ class _Race:
         plain, integer = numbered(self.model.clone()), self._draft(frozenset())
         in_float, on_integers = times([plain, integer], seconds=_SECONDS)
         problem.learn(in_float, on_integers)
-        best, regions, tried = 1.0, tuple[Region, ...](), set[frozenset[int]]()
-        floats = problem.cut()
-        while floats and floats not in tried and len(tried) < _CUTS:
+        tried: dict[frozenset[int], tuple[float, tuple[Region, ...]]] = {}
+        for price in _PRICES:
+            floats = problem.cut(price)
+            if not floats or floats in tried:
+                continue
             on_integers, mixed = times([integer, self._draft(self._names(floats))], seconds=_SECONDS)
             problem.learn_mixed(floats, mixed)
             ratio = float(np.median(sum(mixed.values()) / sum(on_integers.values())))
-            if ratio < best:
-                best, regions = ratio, problem.regions(floats, on_integers, mixed, CONFIDENCE)
-            tried.add(floats)
-            floats = problem.cut()
-        sure = tuple(region for region in regions if region.interval[0] > 1)
-        return self._judged(plain, integer, [chosen for chosen in dict.fromkeys((regions, sure)) if chosen])
+            tried[floats] = ratio, problem.regions(floats, on_integers, mixed, CONFIDENCE)
+        ranked = [regions for ratio, regions in sorted(tried.values(), key=lambda found: found[0]) if ratio < 1]
+        sure = [tuple(region for region in regions if region.interval[0] > 1) for regions in ranked[:1]]
+        return self._judged(plain, integer, [found for found in dict.fromkeys((*ranked[:_MOST], *sure)) if found])
 
     def _judged(self, plain: ir.Model, integer: ir.Model, candidates: Sequence[tuple[Region, ...]]) -> Choice:
-        """The fastest of the candidates, if the whole model is faster with it than on integers."""
+        """What is as fast as the fastest of the candidates, the one with the most on integers.
+
+        None counts that is not faster as a whole than with everything on integers.
+        """
         names = [self._names(self._numbers(regions)) for regions in candidates]
-        rows = self.evidence.race([plain, integer, *map(self._draft, names)])
+        rows = self.evidence.race([plain, integer, *map(self._draft, names)], seconds=_SECONDS * (1 + len(names)))
 
         def compared(first: int, second: int) -> Latency:
             return summarize([(row[first], row[second]) for row in rows], self.evidence.threads, CONFIDENCE)
 
-        best = Choice(frozenset(), (), compared(0, 1), None)
+        found = [Choice(frozenset(), (), compared(0, 1), None)]
         for index, (regions, floats) in enumerate(zip(candidates, names, strict=True), start=2):
-            against_float, against_integer = compared(0, index), compared(1, index)
-            if against_integer.interval[1] < _WORTH and against_float.ratio < best.against_float.ratio:
+            against_integer = compared(1, index)
+            if against_integer.interval[1] < _WORTH:
                 said = tuple((str(region), region.why) for region in regions)
-                best = Choice(floats, said, against_float, against_integer)
-        return best
+                found.append(Choice(floats, said, compared(0, index), against_integer))
+        best = min(choice.against_float.ratio for choice in found)
+        close = [choice for choice in found if choice.against_float.ratio <= _ALIKE * best]
+        return min(close, key=lambda choice: len(choice.floats))
 
     def _numbers(self, regions: Iterable[Region]) -> list[int]:
         return [self.problem.number[node] for region in regions for node in region.nodes]

@@ -114,7 +114,12 @@ class _Static:
         for where, why in choice.regions:
             self.remarks.missed(where, why)
         low, high = choice.against_float.interval
-        if low > 1:
+        if not self._keys():
+            self.warnings.append(
+                "quantize: the model stays float, which is faster than integers everywhere on this machine; "
+                "prefer=integer quantizes it all the same"
+            )
+        elif low > 1:
             self.warnings.append(
                 f"quantize: the quantized model is slower than the float model on this machine, {choice.against_float.ratio:.2f} "
                 f"times its time ({low:.2f} to {high:.2f}), even with what is slow on integers left in float"
@@ -126,7 +131,7 @@ class _Static:
     def _mixed(self) -> Plan:
         """What runs on integers with which numbers, with the layers in float that do most harm."""
         settings = self.settings
-        if not (settings.sensitivity or settings.float_layers or settings.sqnr):
+        if not self._keys() or not (settings.sensitivity or settings.float_layers or settings.sqnr):
             return self.planner.plan(frozenset())
         harms = self._sensitivities()
         self.facts["sensitivity"] = [harm.to_dict() for harm in harms]
@@ -212,6 +217,11 @@ class _Static:
 
     def _remark_kept(self, placement: Placement) -> None:
         for node, why in placement.kept.items():
+            if self.planner.is_known_slow(node):
+                self.remarks.missed(
+                    label(node), f"stays float: such a depthwise Conv is faster so on {self.settings.target.name}"
+                )
+                continue
             if why == EXCLUDED and not self.context.excluded(node):
                 continue  # said already, with figures
             self.remarks.missed(label(node), f"stays float: {why}")
