@@ -94,6 +94,12 @@ class Problem:
     def _by_group(self, weight: Array) -> Array:
         return weight.reshape(self.groups, -1, weight.shape[-1])
 
+    def by_group(self) -> list[tuple[Array | None, Array]]:
+        """S (K, K), None for the identity, and W* (C / G, K) of each group."""
+        if self.second is None:
+            return [(None, self.best)]
+        return list(zip(self.second, self._by_group(self.best), strict=True))
+
     def bias_for(self, weight: Array) -> Array | None:
         """(C,) the best bias for (C, K) weights; None where the layer takes none, or keeps its own."""
         if self._target_mean is None or not self._centred:
