@@ -78,14 +78,21 @@ class Quantizer:
     version: str = ""
 
 
-def graphopt(pipeline: str = "quantize") -> Quantizer:
+PLAIN = (
+    "quantize{mode=static,ranges=minmax,equalize=false,smooth=never,feedback=false,correct_biases=false,"
+    "prefer=integer,sensitivity=false}"
+)
+"""What onnxruntime's quantizer does with MinMax, and no more: for time and memory of the two."""
+
+
+def graphopt(pipeline: str = "quantize", name: str = "graphopt") -> Quantizer:
     """graphopt's command line."""
 
     def command(model: Path, samples: Path, output: Path, seed: int) -> list[str]:
         chosen = ("-p", pipeline, "-d", samples, "--seed", str(seed), "--overwrite", "-q")
         return measure.graphopt("run", model, "-o", output, *chosen)
 
-    return Quantizer("graphopt", command, seeded=True)
+    return Quantizer(name, command, seeded=True)
 
 
 _RUNTIME = ("onnx", "onnxruntime", "numpy")
