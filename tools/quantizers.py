@@ -110,7 +110,10 @@ PEERS: tuple[tuple[str, str, str], ...] = (
     ("ORT minmax", "onnxruntime", "minmax"),
     ("ORT entropy", "onnxruntime", "entropy"),
     ("ORT percentile", "onnxruntime", "percentile"),
+    ("ORT minmax 7 bit", "onnxruntime", "minmax-7"),
+    ("ORT entropy 7 bit", "onnxruntime", "entropy-7"),
     ("ORT dynamic", "onnxruntime", "dynamic"),
+    ("ORT dynamic 7 bit", "onnxruntime", "dynamic-7"),
     ("NNCF mixed", "nncf", "mixed"),
     ("NNCF performance", "nncf", "performance"),
     ("NNCF transformer", "nncf", "transformer"),
@@ -124,7 +127,7 @@ PEERS: tuple[tuple[str, str, str], ...] = (
 )
 """Name in tables, environment, variant."""
 
-TRANSFORMERS_ONLY = frozenset({"ORT dynamic", "NNCF transformer", "INC smooth"})
+TRANSFORMERS_ONLY = frozenset({"ORT dynamic", "ORT dynamic 7 bit", "NNCF transformer", "INC smooth"})
 SLOW = frozenset({"Quark AdaRound"})
 """Trains on the samples for minutes per model: runs only where it is asked for by its full name."""
 
