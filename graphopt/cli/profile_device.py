@@ -7,13 +7,22 @@ from pathlib import Path
 import click
 
 from graphopt.cli import options
-from graphopt.errors import NotAvailableError
+from graphopt.cli.progress import progress_bars
 
 
 @click.command("profile-device", cls=options.Command)
 @options.option("Output", "-o", "--output", type=click.Path(path_type=Path), metavar="PROFILE.json", required=True,
-                help="The profile, which --device takes.")  # fmt: skip
-@options.overwrite
+                help="The profile, which --device takes; one that is there is gone on with.")  # fmt: skip
+@options.option("Output", "--overwrite", is_flag=True, help="Start anew.")
 def profile_device(output: Path, overwrite: bool) -> None:
-    """Measure this machine for --device."""
-    raise NotAvailableError("profile-device: this version of graphopt has no device profiles yet")
+    """Measure this machine for --device.
+
+    Takes some minutes, with one thread; other work on the machine meanwhile makes it less exact. It can be stopped: what it
+    has is a profile already, and the same command goes on with it.
+    """
+    from graphopt.pricing.profiling import measure_profile
+
+    with progress_bars(True) as bars:
+        progress = None if bars is None else lambda done, total: bars("measuring kernels", done, total)
+        profile = measure_profile(output, overwrite=overwrite, progress=progress)
+    click.echo(f"wrote {output}: {profile.title}, in {len(profile.designs)} networks")

@@ -1,7 +1,8 @@
 """Device profiles: what is known about the machine that a model is to run on.
 
 A profile says how wide the runtime's blocks of channels are, which passes ask so that they leave no width that the
-machine pays for and does not use, and how fast it computes, which predictions of time are made from.
+machine pays for and does not use, and how fast it computes, which predictions of time are made from. The speeds are those
+of a roofline; `graphopt profile-device` adds kernels that it measured, and these are better.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt.errors import ProfileError
+
+if TYPE_CHECKING:
+    from graphopt.pricing.kernel_times import KernelTimes
 
 _NARROWEST = 4
 """Channels of a float convolution that is not a multiple of this leave onnxruntime's blocked path (see `analysis.layout`)."""
@@ -35,6 +40,11 @@ class DeviceProfile:
         depthwise_efficiency: share of `flops` that depthwise convolutions reach.
         plain_factor: time of a convolution outside of the blocked path, relative to one inside.
         overhead: seconds that any kernel takes.
+        inference: seconds that one inference takes beside its kernels; counts only beside measured kernels.
+        kernels: measured kernels: family, amounts of work, seconds (see `graphopt.pricing.kernel_work`).
+        pace: seconds of the reference that all measurements are relative to, 1 where there are none.
+        designs: names of the networks that were measured.
+        machine: what they were measured on.
     """
 
     name: str = "built-in avx512"
@@ -47,11 +57,27 @@ class DeviceProfile:
     depthwise_efficiency: float = 0.4
     plain_factor: float = 1.27
     overhead: float = 0.5e-6
+    inference: float = 10e-6
+    kernels: tuple[tuple[str, Mapping[str, float], float], ...] = ()
+    designs: tuple[str, ...] = ()
+    pace: float = 1.0
+    machine: str = ""
 
     @property
     def title(self) -> str:
         """What predictions of time with this profile are called in reports."""
+        if self.kernels:
+            return f"{len(self.kernels)} kernels measured on '{self.name}'"
         return f"the roofline of '{self.name}'"
+
+    @cached_property
+    def times(self) -> KernelTimes | None:
+        """What predicts from measured kernels; None where there are none."""
+        if not self.kernels:
+            return None
+        from graphopt.pricing.kernel_times import KernelTimes
+
+        return KernelTimes(self.kernels)
 
     @property
     def alignment(self) -> int:
@@ -73,19 +99,31 @@ class DeviceProfile:
             raise ProfileError(f"device profile {path}: {error.strerror or error}") from error
         except ValueError as error:
             raise ProfileError(f"device profile {path}: not JSON ({error})") from error
-        kinds = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        if not isinstance(data, dict) or not data.keys() <= kinds.keys():
-            known = ", ".join(kinds)
-            raise ProfileError(f"device profile {path}: must be an object with some of the keys {known}")
+        known: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or not data.keys() <= known.keys():
+            raise ProfileError(f"device profile {path}: must be an object with some of the keys {', '.join(known)}")
         for key, value in data.items():
-            allowed = (int, float) if kinds[key] is float else kinds[key]
+            allowed = {float: (int, float), tuple: (list,)}.get(known[key], (known[key],))
             if not isinstance(value, allowed) or isinstance(value, bool):
-                raise ProfileError(f"device profile {path}: {key} must be {kinds[key].__name__}, not {value!r}")
-        return cls(**data)
+                kind = "list" if known[key] is tuple else known[key].__name__
+                raise ProfileError(f"device profile {path}: {key} must be {kind}, not {value!r}")
+        if not all(map(_is_kernel, data.get("kernels", ()))) or not all(
+            isinstance(name, str) for name in data.get("designs", ())
+        ):
+            raise ProfileError(f"device profile {path}: the measured kernels in it are damaged; measure it again")
+        kernels = tuple(tuple(row) for row in data.get("kernels", ()))
+        return cls(**{**data, "kernels": kernels, "designs": tuple(data.get("designs", ()))})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as `load` reads them."""
         return dataclasses.asdict(self)
+
+
+def _is_kernel(row: Any) -> bool:
+    """Whether `row` is a family, amounts of work and seconds, all positive."""
+    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], str) or not isinstance(row[1], dict):
+        return False
+    return all(isinstance(value, int | float) and value > 0 for value in (row[2], *row[1].values()))
 
 
 @cache

@@ -25,7 +25,7 @@ from graphopt.ops.control import ControlFlow
 from graphopt.pricing.cost import Cost, NodeCost
 from graphopt.pricing.device import DeviceProfile, this_machine
 from graphopt.pricing.filesize import FileSize
-from graphopt.pricing.roofline import kernel_seconds
+from graphopt.pricing.prediction import kernel_seconds
 from graphopt.pricing.runs import Run, Runs, Work, own_name, runs_of, title
 from graphopt.pricing.weights import Weighing, is_parameter
 
@@ -66,6 +66,7 @@ class Pricer:
     ) -> None:
         self._extents: Callable[[ir.Model], Extents] = lambda model: Extents(model, batch=batch, shapes=shapes)
         self._device = device or this_machine()
+        self._inference = self._device.inference if self._device.kernels else 0.0
         self._work: dict[ir.Node, Work] = {}
         self._file = FileSize()
         self._weighing = Weighing()
@@ -100,7 +101,7 @@ class Pricer:
                 weight_bytes=weights.bytes,
                 peak_activation_bytes=peak_activation_memory(running.graph, execution).bytes,
                 nodes=sum(node.op_type != "Constant" or node.domain != "" for node in nodes),
-                predicted_ms=1e3 * sum(filter(None, seconds.values())),
+                predicted_ms=1e3 * (sum(filter(None, seconds.values())) + self._inference),
                 predicted_by=self._device.title,
                 unknown_cost_ops=tuple(sorted(runs.unknown)),
                 assumed=dict(extents.assumed),
