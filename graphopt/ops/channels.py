@@ -128,6 +128,10 @@ class Change(Protocol):
         """The elements of an input as they were."""
         ...
 
+    def symbolic(self, index: int) -> np.ndarray:
+        """Which elements of an input depend on symbols (of the same extents)."""
+        ...
+
     def set_numbers(self, index: int, numbers: Mapping[int, int] | np.ndarray) -> None:
         """The new elements of an input: some of them by position, or all of them."""
         ...

@@ -48,8 +48,13 @@ def reshape_again(node: ir.Node, change: Change) -> None:
             new[axis] = after.sum()
     if "shape" in node.attributes:
         change.set_attribute("shape", new.tolist())
-    else:
-        change.set_numbers(1, _differences(target, new))
+        return
+    for axis in map(int, np.flatnonzero(change.symbolic(1) & (target != new))):
+        # Its number would hold for one batch only: it becomes the -1, and what was -1 the number that it came to.
+        for other in np.flatnonzero(new == -1):
+            new[other] = change.output_kept(0, int(other)).sum()
+        new[axis] = -1
+    change.set_numbers(1, _differences(target, new))
 
 
 def _differences(old: np.ndarray, new: np.ndarray) -> dict[int, int]:
@@ -73,9 +78,11 @@ def concat(node: ir.Node, trace: Trace) -> None:
     axis = Labels.fixed(trace.output_dims()).axis(attributes.integer(node, "axis", 1))
     moving = [trace.labels(index) for index in range(len(node.inputs)) if not trace.is_constant(index)]
     beside = [labels for labels in moving if labels.ids.shape[axis] == 1]
-    for labels in beside[1:]:
-        trace.unite(beside[0].ids, labels.ids)
     pattern = max((labels.ids for labels in beside), key=np.size, default=np.zeros((1,) * rank, np.int64))
+    if pattern.size > 1:  # these parts go on under one name, so that nothing differs along the axis of the Concat
+        for labels in beside:
+            trace.unite(pattern, labels.ids)
+        moving = [Labels(labels.dims, pattern) if labels in beside else labels for labels in moving]
     parts = iter(moving)
     trace.put(
         0,

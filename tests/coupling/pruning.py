@@ -98,9 +98,10 @@ def silenced(proto: onnx.ModelProto, units: Collection[Unit]) -> onnx.ModelProto
             _zero(nodes[name], stored, channels, outputs=False)
         for name, channels in unit.outputs.items():
             _zero(nodes[name], stored, channels, outputs=True)
-            sum_after = [readers[name]] if name in readers and readers[name].op_type == "Add" else []
+            after = readers.get(name) if nodes[name].op_type == "MatMul" else None
+            sum_after = [] if after is None or after.op_type != "Add" else [after]
             for bias in (bias for node in (nodes[name], *sum_after) for bias in node.input if bias in stored):
-                if len(stored[bias].dims) == 1 and stored[bias].dims[0] > max(channels):
+                if len(stored[bias].dims) == 1 and stored[bias].dims[0] > 1:
                     _write(stored[bias], (list(channels),))
     return result
 

@@ -214,3 +214,12 @@ def test_float16_and_float64() -> None:
         small = to_proto(taken)
         onnx.checker.check_model(small, full_check=True)
         assert run(small, inputs(proto))[0].dtype == dtype
+
+
+def test_extents_that_are_outputs_stay() -> None:
+    proto = model(
+        """(float[N,3] x) => (float[N,4] y, int64[1] width) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, v)
+        s = Shape(r) width = Slice(s, one, two) }""",
+        {"w": (3, 6), "v": (6, 4), "one": np.array([1]), "two": np.array([2])},
+    )
+    assert reasons(proto)["a"] == "its extents are in graph output 'width'"

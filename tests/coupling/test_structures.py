@@ -179,16 +179,16 @@ def test_flatten_gives_each_channel_a_run_of_inputs(flatten: str) -> None:
 def test_a_class_token_and_positions_follow_the_stream() -> None:
     text = """(float[N,4,6] x) => (float[N,5] y) {
         e = MatMul(x, w) s = Shape(x) b = Slice(s, zero, one) h = Concat<axis=0>(b, one, one)
-        c = Expand(token, h) u = Concat<axis=1>(c, e) p = Add(u, positions)
-        f = Gather<axis=1>(p, first) y = MatMul(f, w2) }"""
+        c = Expand(token, h) u = Concat<axis=1>(c, e) p = Add(u, positions) m = MatMul(p, w1) r = Relu(m)
+        f = Gather<axis=1>(r, first) y = MatMul(f, w2) }"""
     proto = model(
         text,
         {
-            "w": (6, 8), "token": (1, 1, 8), "positions": (1, 5, 8), "w2": (8, 5), "zero": np.array([0]),
+            "w": (6, 8), "token": (1, 1, 8), "positions": (1, 5, 8), "w1": (8, 7), "w2": (7, 5), "zero": np.array([0]),
             "one": np.array([1]), "first": np.array(0),
         },
     )  # fmt: skip
-    assert sizes(proto) == [(8, 1)]
+    assert sizes(proto) == [(8, 1), (7, 1)]
     small, units = pruned(proto)
     feeds = inputs(proto)
     assert same(run(silenced(proto, units), feeds), run(small, feeds))
@@ -278,3 +278,27 @@ def test_what_stays_says_why(name: str) -> None:
     assert reason in found["a"]
     assert found["y"] == "feeds graph output 'y'"
     assert sizes(proto) == []
+
+
+def test_heads_in_the_batch_axis() -> None:
+    """torch's own attention puts heads beside the batch: the extent N * 8 of the target is computed from the shape."""
+    text = """(float[4,N,10] x) => (float[4,N,10] y) {
+        s = Shape(x) n = Slice(s, one, two) nh = Mul(n, eight) t = Concat<axis=0>(four, nh, three)
+        m = Concat<axis=0>(four, n, all)
+        q0 = MatMul(x, wq) q1 = Reshape(q0, t) q = Transpose<perm=[1,0,2]>(q1)
+        k0 = MatMul(x, wk) k1 = Reshape(k0, t) k = Transpose<perm=[1,2,0]>(k1)
+        v0 = MatMul(x, wv) v1 = Reshape(v0, t) v = Transpose<perm=[1,0,2]>(v1)
+        w0 = MatMul(q, k) w = Softmax(w0) c0 = MatMul(w, v) c1 = Transpose<perm=[1,0,2]>(c0)
+        c = Reshape(c1, m) y = MatMul(c, wo) }"""
+    proto = model(
+        text,
+        {
+            "wq": (10, 24), "wk": (10, 24), "wv": (10, 24), "wo": (24, 10), "one": np.array([1]), "two": np.array([2]),
+            "eight": np.array([8]), "four": np.array([4]), "three": np.array([3]), "all": np.array([24]),
+        },
+    )  # fmt: skip
+    assert sizes(proto) == [(8, 3)]
+    small, units = pruned(proto)
+    for symbol in (1, 2, 5):
+        feeds = inputs(proto, symbol=symbol)
+        assert same(run(silenced(proto, units), feeds), run(small, feeds))

@@ -7,6 +7,7 @@ would come out differently under other numbers is found by following twice (see 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -52,13 +53,20 @@ class Bound:
     """Extents and contents of the values of `model` where its symbols have the numbers `chosen`."""
 
     def __init__(self, model: ir.Model, chosen: Mapping[str, int]) -> None:
+        self._model = model
+        self._chosen = chosen
         self._bindings = Bindings(chosen)
         self._dims: dict[ir.Value, tuple[int, ...] | None] = {}
-        self._inference = shapes.known(model)
-        if len(chosen) > len(input_symbols(model)):
-            # Some symbols are not of the inputs: what they come to follows from the numbers that these have now.
-            self._inference = Inference(model, bindings=Bindings({name: chosen[name] for name in input_symbols(model)}))
-            self._inference.run()
+
+    @cached_property
+    def _inference(self) -> Inference:
+        own = input_symbols(self._model)
+        if len(self._chosen) <= len(own):
+            return shapes.known(self._model)
+        # Some symbols are not of the inputs: what they come to follows from the numbers that these have now.
+        inference = Inference(self._model, bindings=Bindings({name: self._chosen[name] for name in own}))
+        inference.run()
+        return inference
 
     def dims(self, value: ir.Value) -> tuple[int, ...] | None:
         """The extents of a tensor, or None where they are not known."""

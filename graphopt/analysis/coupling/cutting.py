@@ -156,6 +156,9 @@ class _Change:
             raise ValueError(f"{walk.label(self._node)}: input {index} is computed")
         return tensor.numpy()
 
+    def symbolic(self, index: int) -> np.ndarray:
+        return np.zeros(self.before(index), bool)
+
     def set_numbers(self, index: int, numbers: Mapping[int, int] | np.ndarray) -> None:
         new = self.numbers(index).copy() if isinstance(numbers, Mapping) else numbers
         if isinstance(numbers, Mapping):

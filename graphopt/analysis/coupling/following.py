@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.analysis import contents
 from graphopt.analysis.coupling import constants
 from graphopt.analysis.coupling.binding import Bound
 from graphopt.ir import walk
@@ -114,7 +115,23 @@ class _Walk:
             labels = self.labels.get(value)
             if labels is not None:
                 self.found.pin(labels.ids, f"feeds graph output '{value.name}'")
+            self.keep_extents(value)
         return self.found
+
+    def keep_extents(self, output: ir.Value) -> None:
+        """Where a graph output is calculated from extents, the tensors that have these keep them."""
+        pending, seen = [output], {output}
+        while pending:
+            value = pending.pop()
+            node = value.producer()
+            if node is None or value in self.constant or self.bound.numbers(value) is None:
+                continue
+            sources = {source for source in node.inputs if source is not None} - seen
+            seen |= sources
+            pending.extend(sources)
+            for labels in map(self.labels.get, sources) if node.op_type in contents.FROM_SHAPE_ALONE else ():
+                if labels is not None:
+                    self.found.pin(labels.ids, f"its extents are in graph output '{output.name}'")
 
     def visit(self, node: ir.Node) -> None:
         inputs = [value for value in node.inputs if value is not None]

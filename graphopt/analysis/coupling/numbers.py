@@ -40,6 +40,12 @@ class Numbers:
         }
         self._whole: dict[Use, np.ndarray] = {}
 
+    def symbolic(self, value: ir.Value) -> np.ndarray:
+        """Which elements of a small tensor are symbols."""
+        found = self._contents.of(value)
+        flags = [isinstance(x, str) for x in found.flat] if found is not None else []
+        return np.array(flags, bool).reshape(() if found is None else found.shape)
+
     def expect(self, node: ir.Node, index: int, numbers: Mapping[int, int] | np.ndarray) -> None:
         """Other elements than before: some by position, or all of them."""
         if isinstance(numbers, np.ndarray):

@@ -174,6 +174,9 @@ class _Change:
             found = tensor.numpy()
         return found
 
+    def symbolic(self, index: int) -> np.ndarray:
+        return self._numbers.symbolic(self._input(index))
+
     def set_numbers(self, index: int, numbers: Mapping[int, int] | np.ndarray) -> None:
         self._numbers.expect(self._node, index, numbers)
         if index >= len(self._node.inputs):
