@@ -78,14 +78,17 @@ class Evidence:
         Raises:
             DataError: there is one sample only.
         """
-        count = len(self.samples)
+        count, key = len(self.samples), ("split", seed, share)
         if count < 2:
             raise DataError("one calibration sample cannot be divided into some to calibrate on and some to judge by")
-        apart = set(np.random.default_rng(seed).permutation(count)[: max(1, count // share)].tolist())
-        sides: list[list[int]] = [[], []]
-        for index in range(count):
-            sides[index in apart].append(index)
-        return self.choose(sides[0]), self.choose(sides[1])
+        if key not in self._remembered:
+            apart = set(np.random.default_rng(seed).permutation(count)[: max(1, count // share)].tolist())
+            sides: list[list[int]] = [[], []]
+            for index in range(count):
+                sides[index in apart].append(index)
+            self._remembered[key] = self.choose(sides[0]), self.choose(sides[1])
+        found: tuple[Evidence, Evidence] = self._remembered[key]
+        return found
 
     def remember(self, what: Hashable, model: ir.Model, compute: Callable[[], Answer]) -> Answer:
         """What `compute` found out about this version of `model`, which it is asked for once in a run.

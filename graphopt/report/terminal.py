@@ -55,7 +55,7 @@ def print_report(report: Report, out: Console, *, verbose: bool = False) -> None
     """The table of a run, its verdicts and its warnings."""
     out.print(_pass_table(report))
     out.print()
-    _print_lines([*findings(report), *sensitivity_lines(report)], out)
+    _print_lines([*findings(report), *speed_lines(report), *sensitivity_lines(report)], out)
     if verbose:
         _print_lines(_remarks(report), out)
     if report.output is not None:
@@ -260,6 +260,19 @@ def integer_lines(proof: Integer) -> Iterator[str]:
         yield f"  in float: {node.op_type} '{_end_of(node.name)}', {units.count(node.macs)} MACs: {node.why}"
     if len(exceptions) > _LISTED_EXCEPTIONS:
         yield f"  in float: {len(exceptions) - _LISTED_EXCEPTIONS} more in --json and --report"
+
+
+def speed_lines(report: Report) -> Iterator[str]:
+    """What quantization came to in time while it was decided where integers are faster."""
+    for record in report.passes:
+        speed = record.facts.get("speed")
+        if speed:
+            low, high = speed["against_float"]["interval"]
+            reverted = f", {len(speed['reverted'])} nodes in float because it is faster" if speed["reverted"] else ""
+            yield (
+                f"time against float in the trials of '{record.name}': x{speed['against_float']['ratio']:.2f} "
+                f"[{low:.2f}, {high:.2f}]{reverted}"
+            )
 
 
 def sensitivity_lines(report: Report) -> Iterator[str]:

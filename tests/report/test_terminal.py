@@ -65,6 +65,21 @@ def test_what_was_compared_is_not_what_lossy_passes_made(report: Report) -> None
     assert "\nexact passes alone: same outputs in onnxruntime: yes" in text
 
 
+def test_what_quantization_measured(report: Report) -> None:
+    facts = {
+        "sensitivity": [
+            {"layer": f"Conv '{number}'", "value": "v", "sqnr_db": 20.0 + number, "kl": None if number else 0.25}
+            for number in range(7)
+        ],
+        "speed": {"against_float": {"ratio": 0.8, "interval": [0.7, 0.9]}, "reverted": ["a", "b"]},
+    }
+    report.passes = [*report.passes, dataclasses.replace(report.passes[-1], name="quantize", facts=facts)]
+    text = printed(report)
+    assert "time against float in the trials of 'quantize': x0.80 [0.70, 0.90], 2 nodes in float because it is" in text
+    assert "most sensitive of 7 layers, quantized alone: Conv '0' 20.0 dB (KL 0.2), Conv '1' 21.0 dB," in text
+    assert "Conv '5'" not in text
+
+
 def test_pipeline_comes_first_and_alone() -> None:
     stream = io.StringIO()
     terminal.print_pipeline("a{b=[1]}," * 30, terminal.console(stream))
