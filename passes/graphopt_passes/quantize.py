@@ -84,8 +84,9 @@ class Quantize(Pass):
 
     @property
     def reads_data(self) -> bool:
-        """Where activations are quantized ahead, or may be smoothed first."""
-        return self._asked in ("auto", "static") or (self._asked == "dynamic" and self.smooth != "never")
+        """Where activations are quantized ahead, may be smoothed first, or are timed."""
+        dynamic = self._asked == "dynamic" and (self.smooth != "never" or self.prefer == "fastest")
+        return self._asked in ("auto", "static") or dynamic
 
     @property
     def min_opset(self) -> int:
@@ -134,8 +135,8 @@ class Quantize(Pass):
             correct_biases=self.correct_biases,
             keep_heads=self.keep_heads,
             smooth=self.smooth,
-            fastest=self.prefer == "fastest" and self.activations == 8 and runs_here(target, context.evidence),
-            known_slow=self.prefer == "fastest" and not runs_here(target, context.evidence),
+            fastest=self.activations == 8 and self._measures(context),
+            known_slow=self.prefer == "fastest" and not self._measures(context),
             float_layers=self.float_layers,
             sqnr=self.sqnr,
             sensitivity=self.sensitivity,
@@ -175,9 +176,16 @@ class Quantize(Pass):
                 lambda copy: dynamic.apply(copy, context, saturates=saturates),
                 always=self.smooth == "always",
             )
+        before = model.clone() if self._measures(context) else None
         nodes, remarks = dynamic.apply(model, context, saturates=saturates)
         touched = dict.fromkeys((*(node for node in smoothed.touched if node.graph is not None), *nodes))
-        return PassResult(bool(touched), list(touched), (*smoothed.remarks, *remarks))
+        warnings = () if before is None or not nodes else _slower(before, model, context)
+        return PassResult(bool(touched), list(touched), (*smoothed.remarks, *remarks), warnings)
+
+    def _measures(self, context: PassContext) -> bool:
+        """Whether time is measured to tell what is fast."""
+        evidence = context.evidence
+        return self.prefer == "fastest" and evidence is not None and runs_here(TARGETS[self.target], evidence)
 
 
 def _auto(model: ir.Model, target: Target) -> Literal["static", "dynamic"]:
@@ -193,6 +201,22 @@ def _auto(model: ir.Model, target: Target) -> Literal["static", "dynamic"]:
         total += macs
         products += macs if node.op_type == "MatMul" else 0
     return "dynamic" if 2 * products > total else "static"
+
+
+def _slower(before: ir.Model, after: ir.Model, context: PassContext) -> Sequence[str]:
+    """A warning where `after` takes longer than `before`, a float model, beyond doubt."""
+    from graphopt.runtime.latency import summarize
+    from graphopt_passes.quantization.speed import CONFIDENCE
+
+    assert context.evidence is not None
+    found = summarize(context.evidence.race([before, after]), context.evidence.threads, CONFIDENCE)
+    low, high = found.interval
+    if low <= 1:
+        return ()
+    return (
+        f"quantize: the quantized model is slower than the float model on this machine, {found.ratio:.2f} times its time "
+        f"({low:.2f} to {high:.2f})",
+    )
 
 
 def runs_here(target: Target, evidence: Evidence) -> bool:

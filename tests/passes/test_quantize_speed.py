@@ -107,6 +107,14 @@ def test_integers_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "speed" not in result.report.passes[-1].facts
 
 
+@pytest.mark.parametrize(("whole", "is_warned"), [(1.3, True), (0.9, False)])
+def test_dynamic_models_are_timed_too(monkeypatch: pytest.MonkeyPatch, whole: float, is_warned: bool) -> None:
+    Clock(whole=whole).install(monkeypatch)
+    result = graphopt.optimize(small_model(), "quantize{mode=dynamic,smooth=never}", data=samples())
+    assert "MatMulInteger" in operators(result.model)
+    assert any("slower than the float model" in warning for warning in result.warnings) is is_warned
+
+
 @pytest.mark.parametrize("target", ["qnn", "tensorrt", "ort-arm"])
 def test_other_machines_targets_are_not_measured(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     clock = Clock().install(monkeypatch)
