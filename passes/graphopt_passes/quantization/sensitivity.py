@@ -145,10 +145,12 @@ class _Outputs:
 def _noise(exact: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:
     finite = np.isfinite(exact) & np.isfinite(found)  # masks are infinite
     exact, found = np.where(finite, exact, 0), np.where(finite, found, 0)
-    difference = found - exact
-    difference -= difference.mean(axis=0)
+    difference, count, few = found - exact, len(exact), 1.0
+    if count > 1:
+        difference -= difference.mean(axis=0)
+        few = count / (count - 1)  # the mean of few samples takes some of their noise along
     signal = float(np.square(exact).sum())
-    return float(np.square(difference).sum()) / signal if signal else 0.0
+    return few * float(np.square(difference).sum()) / signal if signal else 0.0
 
 
 def _divergence(exact: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:
