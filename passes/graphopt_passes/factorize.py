@@ -41,6 +41,9 @@ class Factorize(Pass):
     prefer: Literal["latency", "macs"] = option(
         "latency", "whether a layer is replaced only where it is predicted to run faster, or wherever MACs fall"
     )
+    through_activation: bool = option(
+        False, "fit through the activation behind a layer: what it cuts off does not count"
+    )
 
     def __post_init__(self) -> None:
         if self.rank is not None and (self.energy is not None or self.macs is not None or self.params is not None):
@@ -67,4 +70,4 @@ class Factorize(Pass):
         energy = _ENERGY if self.energy is None and not budget and self.rank is None else self.energy
         tried = search(names, context, align=self.align, faster=self.prefer == "latency", rank=self.rank)
         error = float("inf") if energy is None else 1 - energy
-        return compress(model, context, Settings(tried, budget, error))
+        return compress(model, context, Settings(tried, budget, error, through=self.through_activation))

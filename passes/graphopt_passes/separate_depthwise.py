@@ -37,6 +37,9 @@ class SeparateDepthwise(Pass):
     prefer: Literal["latency", "macs"] = option(
         "latency", "whether a layer is replaced only where it is predicted to run faster, or wherever MACs fall"
     )
+    through_activation: bool = option(
+        False, "fit through the activation behind a layer: what it cuts off does not count"
+    )
 
     def __post_init__(self) -> None:
         if self.error is not None and self.energy is not None:
@@ -60,4 +63,4 @@ class SeparateDepthwise(Pass):
         if error is None:
             error = _ERROR if self.macs is None and self.branches is None else float("inf")
         tried = search(["decoupling"], context, faster=self.prefer == "latency", branches=self.branches)
-        return compress(model, context, Settings(tried, Budget(self.macs), error))
+        return compress(model, context, Settings(tried, Budget(self.macs), error, through=self.through_activation))

@@ -23,6 +23,12 @@ LAYOUTS = {
 }
 
 
+def metric(quadratic: Quadratic) -> Array:
+    """A root of the metric."""
+    assert quadratic.gram is not None
+    return np.linalg.cholesky(quadratic.gram)
+
+
 def problem(outputs: int, kernel: tuple[int, ...], seed: int = 0) -> Quadratic:
     rng = np.random.default_rng(seed)
     width = int(np.prod(kernel))
@@ -52,7 +58,7 @@ def test_channel_rank_reaches_the_eckart_young_optimum(rank: int) -> None:
     quadratic = problem(6, (4, 2, 2))
     stages = TwoStage(quadratic, (4, 2, 2), (0, 1, 2))
     composed = stages.composed(stages.fit(rank))
-    values = np.linalg.svd(quadratic.target @ np.linalg.cholesky(quadratic.gram), compute_uv=False)
+    values = np.linalg.svd(quadratic.target @ metric(quadratic), compute_uv=False)
     assert quadratic.error(composed) == pytest.approx(np.sum(values[rank:] ** 2) / np.sum(values**2), rel=1e-6)
 
 
@@ -71,7 +77,7 @@ def test_second_stage_is_the_least_squares_solution(layout: str) -> None:
             probe = np.zeros_like(found.second)
             probe[0, q, s] = 1
             features.append(stages.composed(type(found)(found.first, probe))[0])
-    whitening = np.linalg.cholesky(quadratic.gram)
+    whitening = metric(quadratic)
     left, right = (np.array(features) @ whitening).T, (quadratic.target @ whitening).T
     best = right - left @ np.linalg.lstsq(left, right, rcond=None)[0]
     assert quadratic.error(stages.composed(found)) == pytest.approx(np.sum(best**2) / np.sum(right**2), rel=1e-5)
@@ -101,7 +107,7 @@ def test_tucker_core_is_the_best_of_its_rank() -> None:
     assert bounded.third.shape == (7, 3)
     assert bounded.second.shape == (3, 2, 9)
     # Eckart-Young on what the features explain
-    gap = stages.composed(free) @ np.linalg.cholesky(quadratic.gram)
+    gap = stages.composed(free) @ metric(quadratic)
     lost = np.sum(np.linalg.svd(gap, compute_uv=False)[3:] ** 2) / quadratic.energy
     expected = quadratic.error(stages.composed(free)) + lost
     assert quadratic.error(stages.composed(bounded)) == pytest.approx(expected, rel=1e-5)
@@ -114,6 +120,18 @@ def test_rank_deficient_weights_are_recognized_and_reached_without_data() -> Non
     stages = TwoStage(quadratic, (4, 3, 3), (0, 1, 2))
     assert stages.rank() == 3
     assert quadratic.error(stages.composed(stages.fit(3))) < 1e-12
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_metric_is_the_identity(layout: str) -> None:
+    mixed, shared = LAYOUTS[layout]
+    target = np.random.default_rng(0).normal(size=(7, 36))
+    for inner in (None, 3) if layout == "input" else (None,):
+        plain, explicit = (
+            TwoStage(Quadratic.of(target, gram), (4, 3, 3), mixed, shared=shared) for gram in (None, np.eye(36))
+        )
+        found = [one.composed(one.fit(2, inner=inner, rounds=0)) for one in (plain, explicit)]
+        np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -161,7 +179,7 @@ def test_pointwise_first_solves_each_factor_as_lstsq_does() -> None:
     quadratic = problem(3, (4, 3, 3))
     fits = PointwiseFirst(quadratic, 4)
     pointwise, depthwise = fits.fit(2, rounds=1)  # ends with the depthwise solve
-    whitening = np.linalg.cholesky(quadratic.gram)
+    whitening = metric(quadratic)
     for output in range(3):
         columns = []
         for t in range(2):

@@ -20,12 +20,16 @@ from graphopt_passes.factorization.sites import Site
 from graphopt_passes.factorization.timing import seconds
 from graphopt_passes.numerics.quadratic import Array
 
-STEPS = 12
-"""Ranks that are tried, between nothing and all of the outputs."""
-_HOPE = 0.4
-_ACCURATE = 1e-9
-GRID = 6
+_GROWTH = 1.2
+"""From one rank that is tried to the next."""
+_GRID_GROWTH = 1.4
 """The same for each of the two ranks of tucker."""
+_SPAN = 16
+"""The highest rank over the lowest that is tried."""
+_HOPE = 0.4
+"""Share of its error that alternation can be hoped to take from a start."""
+_ACCURATE = 1e-9
+"""Error of a start that needs no alternation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +121,9 @@ class Search:
         if self.rank is not None:
             return [tuple(self._exactly(self.rank, one) for one in most)]
         if scheme == "tucker":
-            inner = _ranks(most[0], site, self.align, GRID)
-            return [(one, other) for one in inner for other in _ranks(most[1], site, self.align, GRID)]
-        ranks = _ranks(most[0], site, self.align, STEPS)
+            inner = _ranks(most[0], site, self.align, _GRID_GROWTH)
+            return [(one, other) for one in inner for other in _ranks(most[1], site, self.align, _GRID_GROWTH)]
+        ranks = _ranks(most[0], site, self.align, _GROWTH)
         return [(one,) for one in (ranks if rank is None or rank in ranks else [*ranks, rank])]
 
     def _exactly(self, rank: float, most: int) -> int:
@@ -134,11 +138,17 @@ class Search:
         return Candidate(scheme, amount, sum(one.macs for one in shapes), sum(one.weights for one in shapes), time)
 
 
-def _ranks(most: int, site: Site, align: int, steps: int) -> list[int]:
+def _ranks(most: int, site: Site, align: int, growth: float) -> list[int]:
+    """Multiples of `align` over all groups, up to the highest rank, each by about `growth` above the one before."""
     unit = -(-align // site.groups)
-    step = max(1, round(max(site.outputs, site.channels) / steps))
-    step = -(-step // unit) * unit
-    return list(range(step, most + 1, step))
+    found: list[int] = []
+    rank = max(unit, most / _SPAN)
+    while rank <= most:
+        aligned = round(rank / unit) * unit
+        if not found or aligned > found[-1]:
+            found.append(aligned)
+        rank = max(rank, aligned) * growth if aligned else rank * growth
+    return [one for one in found if 0 < one <= most]
 
 
 def fit_all(fits: Fits, candidates: Sequence[Candidate], bound: float = np.inf) -> list[tuple[Candidate, Fitted]]:

@@ -59,7 +59,7 @@ class Settings:
         rows: of a layer that are looked at.
         samples: that harm is measured on.
         probes: candidates per layer whose harm is measured.
-        refit_kept: whether layers that are kept are refitted.
+        through: whether refits look through the activation behind a layer.
     """
 
     search: Search
@@ -68,7 +68,7 @@ class Settings:
     rows: int = 40_000
     samples: int = 128
     probes: int = 4
-    refit_kept: bool = True
+    through: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,26 +86,65 @@ def compress(model: ir.Model, context: PassContext, settings: Settings) -> PassR
         TargetNotMetError: not even the smallest candidates keep the budget; the message says what they come to.
         DataError: activations are not finite on the samples.
     """
-    return _Compression(model, context, settings).run()
+    compression = Compression(model, context, settings)
+    proposals = compression.propose()
+    chosen = compression.choose(proposals, settings.budget)
+    touched = compression.apply(model, proposals, chosen)
+    left = [node for node in touched if node.graph is not None]
+    return PassResult(bool(left), left, compression.remarks.listed())
 
 
-class _Compression:
+class Compression:
+    """The three steps; proposals serve any number of choices."""
+
     def __init__(self, model: ir.Model, context: PassContext, settings: Settings) -> None:
+        """Nothing is looked at yet."""
         self.model = model
         self.context = context
         self.settings = settings
         self.remarks = Remarks()
 
-    def run(self) -> PassResult:
+    def propose(self) -> dict[str, Proposal]:
+        """All candidates of every layer, by the layer's key, in topological order."""
         sites = self._sites()
-        proposals = self._propose(sites)
-        chosen = self._choose(proposals)
-        replaced = {key: one for key, one in chosen.items() if one.scheme != "keep"}
+        evidence = self.context.evidence
+        if evidence is None:
+            return {key: self._from_weights(site) for key, site in sites.items()}
+        return self._from_samples(sites, evidence)
+
+    def choose(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
+        """One candidate per layer, with a remark for each.
+
+        Raises:
+            TargetNotMetError: the budget cannot be kept.
+        """
+        if budget:
+            chosen = self._within_budget(proposals, budget)
+        else:
+            chosen = {key: self._alone(one) for key, one in proposals.items()}
         self._remark(proposals, chosen)
+        return chosen
+
+    def apply(
+        self, model: ir.Model, proposals: Mapping[str, Proposal], chosen: Mapping[str, Candidate]
+    ) -> list[ir.Node]:
+        """Rewrite `model`, the one that proposals were made for or a clone; returns the nodes that were made."""
+        replaced = {key: one for key, one in chosen.items() if one.scheme != "keep"}
+        layers = [one for one in linear_layers(model.graph) if one.key in proposals]
+        sites = {one.key: dataclasses.replace(proposals[one.key].site, layer=one) for one in layers}
+        names = FreshNames(model)
+        evidence = self.context.evidence
         if not replaced:
-            return PassResult(False, (), self.remarks.listed())
-        touched = self._apply(proposals, replaced)
-        return PassResult(True, [node for node in touched if node.graph is not None], self.remarks.listed())
+            return []
+        if evidence is None:
+            touched = []
+            for key, candidate in replaced.items():
+                fits = Fits(sites[key], [Quadratic.of(one) for one in sites[key].layer.weight()], rounds=4)
+                touched += emit(sites[key], fits.fit(candidate.scheme, candidate.amount), names)
+            return touched
+        pairs = {key: (sites[key], candidate) for key, candidate in replaced.items()}
+        with Walk(model.clone(), model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
+            return sequential.apply(walk, layers, pairs, names, through=self.settings.through)
 
     def _sites(self) -> dict[str, Site]:
         extents = Extents(self.model)
@@ -123,12 +162,6 @@ class _Compression:
         return sites
 
     # Candidates
-
-    def _propose(self, sites: Mapping[str, Site]) -> dict[str, Proposal]:
-        evidence = self.context.evidence
-        if evidence is None:
-            return {key: self._from_weights(site) for key, site in sites.items()}
-        return self._from_samples(sites, evidence)
 
     def _from_weights(self, site: Site) -> Proposal:
         fits = Fits(site, [Quadratic.of(one) for one in site.layer.weight()])
@@ -173,11 +206,6 @@ class _Compression:
 
     # Choice
 
-    def _choose(self, proposals: Mapping[str, Proposal]) -> dict[str, Candidate]:
-        if self.settings.budget:
-            return self._within_budget(proposals)
-        return {key: self._alone(one) for key, one in proposals.items()}
-
     def _alone(self, proposal: Proposal) -> Candidate:
         """The cheapest candidate of those that are accurate enough; where the amount is fixed, the most accurate."""
         keep, *others = proposal.candidates
@@ -187,13 +215,13 @@ class _Compression:
             return min(proposal.candidates, key=lambda one: (one.seconds, one.error))
         return min(proposal.candidates, key=lambda one: (one.macs, one.weights, one.error))
 
-    def _within_budget(self, proposals: Mapping[str, Proposal]) -> dict[str, Candidate]:
+    def _within_budget(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
         totals = price(self.model)
         kinds = [
             (bound if bound > 1 else bound * total, attribute, total)
             for bound, attribute, total in (
-                (self.settings.budget.macs, "macs", totals.macs),
-                (self.settings.budget.params, "weights", totals.params),
+                (budget.macs, "macs", totals.macs),
+                (budget.params, "weights", totals.params),
             )
             if bound is not None
         ]
@@ -214,24 +242,6 @@ class _Compression:
         if picked is None:
             raise TargetNotMetError("no choice of replacements keeps both macs and params")
         return {key: one[index] for key, one, index in zip(proposals, options, picked, strict=True)}
-
-    # Application
-
-    def _apply(self, proposals: Mapping[str, Proposal], replaced: Mapping[str, Candidate]) -> list[ir.Node]:
-        names = FreshNames(self.model)
-        evidence = self.context.evidence
-        if evidence is None:
-            touched = []
-            for key, candidate in replaced.items():
-                site = proposals[key].site
-                fits = Fits(site, [Quadratic.of(one) for one in site.layer.weight()], rounds=2)
-                touched += emit(site, fits.fit(candidate.scheme, candidate.amount), names)
-            return touched
-        chosen = {key: (proposals[key].site, candidate) for key, candidate in replaced.items()}
-        layers = [one for one in linear_layers(self.model.graph) if not self.context.excluded(one.node)]
-        original = self.model.clone()
-        with Walk(original, self.model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
-            return sequential.apply(walk, layers, chosen, names, self.settings.refit_kept)
 
     def _remark(self, proposals: Mapping[str, Proposal], chosen: Mapping[str, Candidate]) -> None:
         measured = self.context.evidence is not None

@@ -23,10 +23,14 @@ from graphopt_passes.reconstruction.walk import Walk
 
 PENALTIES = (0.1, 0.1, 1.0, 1.0)
 """λ_z of the rounds in which targets allow for the activation (see `regression`)."""
+ROUNDS = 4
+"""Alternations of the first fit of a layer; the later ones start from it."""
+ROWS_PER_INPUT = 20
+"""Layers that are kept are refitted where there are as many rows per input: a classifier on a few hundred samples is not."""
 
 
 def refit(
-    regression: Regression, site: Site | None, candidate: Candidate | None, penalties: tuple[float, ...] = PENALTIES
+    regression: Regression, site: Site | None, candidate: Candidate | None, *, through: bool = False
 ) -> tuple[Fitted | None, Array, Array | None]:
     """The replacement, its dense map (G, O, K) and the bias; without a candidate the best dense map.
 
@@ -34,26 +38,31 @@ def refit(
         regression: the layer on its rows.
         site: the layer where it is replaced.
         candidate: by what.
-        penalties: of the rounds that look through the activation.
+        through: whether errors that the activation behind cuts off do not count.
     """
-    targets: Array | None = None
-    fitted: Fitted | None = None
-    dense, bias = regression.weight, None
-    for penalty in (None, *penalties):
-        if penalty is not None:
-            targets = regression.cut_off_targets(dense, bias, penalty)
-            if targets is None:
-                break
-        quadratics = regression.quadratics(targets)
-        if site is None or candidate is None:
-            dense = np.stack([one.target for one in quadratics])
-        else:
-            fitted = Fits(site, quadratics, rounds=2 if fitted is None else 1).fit(
-                candidate.scheme, candidate.amount, fitted
-            )
-            dense = fitted.dense
-        bias = regression.bias(dense, targets)
+    fitted, dense, bias = _fitted(regression, site, candidate, None, None)
+    for penalty in PENALTIES if through else ():
+        targets = regression.cut_off_targets(dense, bias, penalty)
+        if targets is None:
+            break
+        fitted, dense, bias = _fitted(regression, site, candidate, targets, fitted)
     return fitted, dense, bias
+
+
+def _fitted(
+    regression: Regression,
+    site: Site | None,
+    candidate: Candidate | None,
+    targets: Array | None,
+    warm: Fitted | None,
+) -> tuple[Fitted | None, Array, Array | None]:
+    quadratics = regression.quadratics(targets)
+    if site is None or candidate is None:
+        dense = np.stack([one.target for one in quadratics])
+        return None, dense, regression.bias(dense, targets)
+    fits = Fits(site, quadratics, rounds=ROUNDS if warm is None else 1)
+    fitted = fits.fit(candidate.scheme, candidate.amount, warm)
+    return fitted, fitted.dense, regression.bias(fitted.dense, targets)
 
 
 def apply(
@@ -61,17 +70,19 @@ def apply(
     layers: list[Linear],
     chosen: Mapping[str, tuple[Site, Candidate]],
     names: FreshNames,
-    refit_kept: bool = True,
+    *,
+    through: bool = False,
 ) -> list[ir.Node]:
     """Rewrite the compressed network of `walk`; returns the nodes that were made or changed."""
     touched: list[ir.Node] = []
     for layer in layers:
         key = layer.key  # a replaced layer loses its name to what replaces it
-        entry = chosen.get(key)
-        if entry is not None or refit_kept:
-            regression = Regression(walk.observe(layer), layer.weight(), centred=layer.takes_bias)
-            fitted, dense, bias = refit(regression, *(entry or (None, None)))
+        site, candidate = chosen.get(key, (None, None))
+        seen = walk.observe(layer)
+        if site is not None or seen.rows >= ROWS_PER_INPUT * layer.width:
+            regression = Regression(seen, layer.weight(), centred=layer.takes_bias)
+            fitted, dense, bias = refit(regression, site, candidate, through=through)
             layer.store(dense, bias, names)
-            touched += [layer.node] if fitted is None or entry is None else emit(entry[0], fitted, names)
+            touched += [layer.node] if site is None or fitted is None else emit(site, fitted, names)
         walk.advance(key)
     return touched

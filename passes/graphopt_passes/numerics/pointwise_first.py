@@ -25,7 +25,7 @@ class PointwiseFirst:
         """Of a layer with inputs ordered (`channels`, P)."""
         self.quadratic = quadratic
         self.channels = channels
-        self.pixels = quadratic.gram.shape[0] // channels
+        self.pixels = quadratic.target.shape[1] // channels
         self.outputs = quadratic.target.shape[0]
 
     @property
@@ -38,7 +38,7 @@ class PointwiseFirst:
         left, values, right = self._decomposed
         pointwise = left[:, :count] * values[:, :count, None]
         depthwise = right[:, :count]
-        for _ in range(rounds if count < self.most else 0):
+        for _ in range(0 if count >= self.most or self.quadratic.gram is None else rounds):
             pointwise = self._pointwise(depthwise, pointwise)
             depthwise = self._depthwise(pointwise)
         return pointwise, depthwise
@@ -50,6 +50,10 @@ class PointwiseFirst:
     @functools.cached_property
     def _decomposed(self) -> tuple[Array, Array, Array]:
         """(O, n, C), (O, n), (O, n, P) with n = most: whitened decompositions, in the original coordinates."""
+        if self.quadratic.gram is None:
+            plain = self.quadratic.target.reshape(self.outputs, self.channels, self.pixels)
+            left, values, right = np.linalg.svd(plain, full_matrices=False)
+            return left.transpose(0, 2, 1), values, right
         across, within = root(self._across), root(self._within)
         filters = self.quadratic.target.reshape(self.outputs, self.channels, self.pixels)
         left, values, right = np.linalg.svd(across.T @ filters @ within, full_matrices=False)
@@ -75,6 +79,7 @@ class PointwiseFirst:
 
     @property
     def _gram(self) -> Array:
+        assert self.quadratic.gram is not None
         return self.quadratic.gram.reshape(self.channels, self.pixels, self.channels, self.pixels)
 
     @property
@@ -85,7 +90,9 @@ class PointwiseFirst:
         """A better P for D: preconditioned conjugate gradients, every output with steps of its own."""
 
         def apply(pointwise: Array) -> Array:
-            spread = (self.composed(pointwise, depthwise) @ self.quadratic.gram).reshape(-1, self.channels, self.pixels)
+            spread = self.quadratic.weighted(self.composed(pointwise, depthwise)).reshape(
+                -1, self.channels, self.pixels
+            )
             return np.asarray(np.matmul(depthwise, spread.transpose(0, 2, 1)))
 
         def per_output(one: Array, other: Array) -> Array:

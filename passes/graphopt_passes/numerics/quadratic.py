@@ -30,32 +30,41 @@ class Quadratic:
 
     Attributes:
         target: (O, K) the best dense map M*.
-        gram: (K, K) symmetric, positive definite.
+        gram: (K, K) symmetric, positive definite; None is the identity, plain squared distance of weights.
     """
 
     target: Array
-    gram: Array
+    gram: Array | None
 
     @classmethod
     def of(cls, target: Array, gram: Array | None = None) -> Quadratic:
-        """From float arrays of any precision; without `gram` plain squared distance of weights.
+        """From float arrays of any precision.
 
-        What is not finite in `gram` makes all of it count as unknown.
+        A `gram` that is zero or not finite says nothing, and counts as the identity.
         """
         wanted = np.asarray(target, np.float64)
         width = wanted.shape[1]
         if gram is None or not np.isfinite(gram).all():
-            return cls(wanted, np.eye(width))
+            return cls(wanted, None)
         given = np.asarray(gram, np.float64)
         scale = float(np.trace(given)) / max(1, width)
         if scale <= 0:
-            return cls(wanted, np.eye(width))
+            return cls(wanted, None)
         return cls(wanted, (given + given.T) / 2 + _FLOOR * scale * np.eye(width))
+
+    def weighted(self, rows: Array) -> Array:
+        """`rows` S: (n, K)."""
+        return rows if self.gram is None else rows @ self.gram
+
+    def reordered(self, order: Array) -> Quadratic:
+        """The same for inputs in another order."""
+        gram = None if self.gram is None else self.gram[np.ix_(order, order)]
+        return Quadratic(self.target[:, order], gram)
 
     @functools.cached_property
     def cross(self) -> Array:
         """M* S: (O, K)."""
-        return self.target @ self.gram
+        return self.weighted(self.target)
 
     @functools.cached_property
     def energy(self) -> float:
@@ -65,7 +74,7 @@ class Quadratic:
     def error(self, composed: Array) -> float:
         """E(M') / E(0) of a map (O, K); 0 where both vanish."""
         difference = composed - self.target
-        distance = float(np.sum((difference @ self.gram) * difference))
+        distance = float(np.sum(self.weighted(difference) * difference))
         return max(0.0, distance) / self.energy if self.energy > 0 else 0.0 if distance <= 0 else 1.0
 
 

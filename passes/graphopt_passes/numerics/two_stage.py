@@ -31,6 +31,9 @@ import numpy as np
 
 from graphopt_passes.numerics.quadratic import Array, Quadratic, root, solve_positive
 
+_MOST_WORK = 2e9
+"""Multiply-adds of one step of alternation above which the start is the fit."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
@@ -69,12 +72,12 @@ class TwoStage:
         extents = tuple(kernel)
         inside = sorted(mixed)
         outside = [axis for axis in range(len(extents)) if axis not in inside]
-        order = np.arange(quadratic.gram.shape[0]).reshape(extents).transpose([*outside, *inside]).reshape(-1)
+        order = np.arange(quadratic.target.shape[1]).reshape(extents).transpose([*outside, *inside]).reshape(-1)
         self.mix = int(np.prod([extents[axis] for axis in inside], dtype=int))
         self.carried = order.size // self.mix
         self.shared = shared
         self._back = np.argsort(order)  # inputs are (S, A) in here, so that blocks of equal s lie on the diagonal
-        self.quadratic = Quadratic(quadratic.target[:, order], quadratic.gram[np.ix_(order, order)])
+        self.quadratic = quadratic.reordered(order)
 
     @property
     def most(self) -> int:
@@ -108,8 +111,10 @@ class TwoStage:
         if first.shape[1] >= self.most and start is None and (inner is None or inner >= outputs):
             return self._exact(first, None if inner is None else np.eye(outputs))
         whole, third = self._second(first, inner)
-        if self.carried == 1 and start is None:
+        if start is None and (self.carried == 1 or self.quadratic.gram is None):
             rounds = 0  # the decomposition is the optimum already
+        if first.shape[1] * float(self.quadratic.target.shape[1]) ** 2 > _MOST_WORK:
+            rounds = 0
         for _ in range(rounds):
             first = self._better_first(first, whole, steps)
             whole, third = self._second(first, inner)
@@ -128,6 +133,8 @@ class TwoStage:
     @functools.cached_property
     def _blocks(self) -> Array:
         """(S, A, A): the covariance of the inputs of each s; (1, A, A), their mean, where V is shared."""
+        if self.quadratic.gram is None:
+            return np.broadcast_to(np.eye(self.mix), (1 if self.shared else self.carried, self.mix, self.mix))
         gram = self.quadratic.gram.reshape(self.carried, self.mix, self.carried, self.mix)
         each = gram[np.arange(self.carried), :, np.arange(self.carried), :]
         return each.mean(0, keepdims=True) if self.shared else each
@@ -137,6 +144,9 @@ class TwoStage:
         """Singular values of the whitened map, (1 or S, most), and right vectors as V: (1 or S, most, A), best first."""
         target = self.quadratic.target.reshape(-1, self.carried, self.mix)
         stacked = target.reshape(1, -1, self.mix) if self.shared else target.transpose(1, 0, 2)
+        if self.quadratic.gram is None:
+            _, values, right = np.linalg.svd(stacked, full_matrices=False)
+            return values, right
         roots = root(self._blocks)
         # not by eigenvectors of a Gram matrix, which would lose half of the digits
         _, values, right = np.linalg.svd(stacked @ roots, full_matrices=False)
@@ -151,6 +161,7 @@ class TwoStage:
 
     def _features(self, first: Array) -> Array:
         """F S: (S, Q, K)."""
+        assert self.quadratic.gram is not None
         gram = self.quadratic.gram.reshape(self.carried, self.mix, -1)
         if self.shared:
             return np.asarray(np.matmul(first[0], gram))
@@ -158,6 +169,8 @@ class TwoStage:
 
     def _second(self, first: Array, inner: int | None) -> tuple[Array, Array | None]:
         """The best W as (O, S Q), and the basis (O, inner) of its columns where their rank is bounded."""
+        if self.quadratic.gram is None:
+            return self._bounded(*self._orthonormal(first), inner)
         count = first.shape[1]
         spread = self._features(first)  # (S, Q, K)
         through = spread.reshape(self.carried, count, self.carried, self.mix)
@@ -167,6 +180,15 @@ class TwoStage:
         covariance = covariance.reshape(self.carried * count, -1)
         cross = spread.reshape(-1, spread.shape[-1]) @ self.quadratic.target.T  # (S Q, O)
         whole: Array = solve_positive((covariance + covariance.T) / 2, cross).T
+        return self._bounded(whole, cross, inner)
+
+    def _orthonormal(self, first: Array) -> tuple[Array, Array]:
+        """W and the cross term (S Q, O) without a metric, where the rows of V are orthonormal, as decompositions leave them."""
+        target = self.quadratic.target.reshape(-1, self.carried, self.mix).transpose(1, 0, 2)
+        whole = np.matmul(target, first.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(target.shape[1], -1)
+        return whole, whole.T
+
+    def _bounded(self, whole: Array, cross: Array, inner: int | None) -> tuple[Array, Array | None]:
         if inner is None:
             return whole, None
         explained = whole @ cross  # (O, O) = W Cov Wᵀ
