@@ -16,6 +16,7 @@ from graphopt_passes.factorization.candidates import Search
 from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.schemes import SCHEMES, Fits
 from graphopt_passes.factorization.sites import Site, site_of
+from graphopt_passes.factorization.transposed import transposed_layers, transposed_site
 from graphopt_passes.numerics.quadratic import Quadratic
 from graphopt_passes.reconstruction.linear import linear_layers
 
@@ -99,6 +100,32 @@ def test_float16_stays_float16(rewriter: Rewriter, scheme: str) -> None:
     before = convolution(rewriter, *CONVS["strides"], dtype="float16")
     after = before.clone()
     replace(after, scheme)
+    rewriter.same_outputs(before, after)
+
+
+@pytest.mark.parametrize(
+    "settings", ["strides=[2,1], pads=[1,0,0,1], output_padding=[1,0]", "group=2, dilations=[1,2]"]
+)
+def test_transposed_convolutions_become_a_pointwise_and_a_thinner_one(rewriter: Rewriter, settings: str) -> None:
+    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 2)).astype(np.float32)
+    bias = np.arange(6 if "group" in settings else 3, dtype=np.float32)
+    before = rewriter.typed(
+        f"net (float[2,4,5,6] x) => (float[?,?,?,?] y) {{ c = ConvTranspose<{settings}>(x, w, b) y = Relu(c) }}",
+        {"w": weight, "b": bias},
+    )
+    after = before.clone()
+    (layer,) = transposed_layers(after.graph)
+    site = transposed_site(layer, Extents(after))
+    assert isinstance(site, Site)
+    assert site.macs == price(after).macs
+    fits = Fits(site, [Quadratic.of(one) for one in layer.weight()])
+    amount = SCHEMES["channel"].most(site)
+    emit(site, fits.fit("channel", amount), FreshNames(after))
+    verify(after)
+    shapes.infer(after)
+    meaning.check(after)
+    assert [node.op_type for node in after.graph] == ["Conv", "ConvTranspose", "Relu"]
+    assert price(after).macs == sum(shape.macs for shape in SCHEMES["channel"].shapes(site, amount))
     rewriter.same_outputs(before, after)
 
 

@@ -29,7 +29,13 @@ from graphopt_passes.factorization.harm import Harm
 from graphopt_passes.factorization.regression import Regression
 from graphopt_passes.factorization.schemes import Fits, Fitted
 from graphopt_passes.factorization.sites import Site, site_of
-from graphopt_passes.numerics.quadratic import Quadratic
+from graphopt_passes.factorization.transposed import (
+    TransposedLinear,
+    second_moments,
+    transposed_layers,
+    transposed_site,
+)
+from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 from graphopt_passes.reconstruction.walk import Walk
 
@@ -130,29 +136,37 @@ class Compression:
     ) -> list[ir.Node]:
         """Rewrite `model`, the one that proposals were made for or a clone; returns the nodes that were made."""
         replaced = {key: one for key, one in chosen.items() if one.scheme != "keep"}
-        layers = [one for one in linear_layers(model.graph) if one.key in proposals]
+        layers = [one for one in _layers(model) if one.key in proposals]
         sites = {one.key: dataclasses.replace(proposals[one.key].site, layer=one) for one in layers}
         names = FreshNames(model)
         evidence = self.context.evidence
         if not replaced:
             return []
+        moments = {} if evidence is None else self._moments(sites, evidence)
+        original, touched = model.clone(), []
+        for key, candidate in replaced.items():
+            if evidence is not None and key not in moments:
+                continue
+            weight = sites[key].layer.weight()
+            grams = moments.get(key, [None] * len(weight))
+            fits = Fits(sites[key], [Quadratic.of(*one) for one in zip(weight, grams, strict=True)], rounds=4)
+            touched += emit(sites[key], fits.fit(candidate.scheme, candidate.amount), names)
         if evidence is None:
-            touched = []
-            for key, candidate in replaced.items():
-                fits = Fits(sites[key], [Quadratic.of(one) for one in sites[key].layer.weight()], rounds=4)
-                touched += emit(sites[key], fits.fit(candidate.scheme, candidate.amount), names)
             return touched
-        pairs = {key: (sites[key], candidate) for key, candidate in replaced.items()}
-        with Walk(model.clone(), model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
-            return sequential.apply(walk, layers, pairs, names, through=self.settings.through)
+        pairs = {key: (sites[key], one) for key, one in replaced.items() if key not in moments}
+        walked = [layer for layer in layers if not isinstance(layer, TransposedLinear)]
+        with Walk(original, model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
+            return touched + sequential.apply(walk, walked, pairs, names, through=self.settings.through)
+
+    # Candidates
 
     def _sites(self) -> dict[str, Site]:
         extents = Extents(self.model)
         sites = {}
-        for layer in linear_layers(self.model.graph):
+        for layer in _layers(self.model):
             if self.context.excluded(layer.node):
                 continue
-            site = site_of(layer, extents)
+            site = transposed_site(layer, extents) if isinstance(layer, TransposedLinear) else site_of(layer, extents)
             if isinstance(site, str):
                 self.remarks.missed(label(layer.node), f"kept: {site}")
             elif not np.isfinite(layer.weight()).all():
@@ -160,8 +174,6 @@ class Compression:
             elif layer.output.uses() or layer.output.is_graph_output():
                 sites[layer.key] = site
         return sites
-
-    # Candidates
 
     def _from_weights(self, site: Site) -> Proposal:
         fits = Fits(site, [Quadratic.of(one) for one in site.layer.weight()])
@@ -172,13 +184,18 @@ class Compression:
         proposals = {}
         few = evidence.subset(self.settings.samples)
         still = self.model.clone()
+        moments = self._moments(sites, evidence)
         with (
             Walk(self.model, still, evidence, rows=self.settings.rows, seed=self.context.seed) as walk,
             Harm(self.model, few) as harm,
         ):
-            for layer in linear_layers(still.graph):
+            for layer in _layers(still):
                 site = sites.get(layer.key)
                 if site is None:
+                    continue
+                if layer.key in moments:
+                    quadratics = [Quadratic.of(*one) for one in zip(layer.weight(), moments[layer.key], strict=True)]
+                    proposals[layer.key] = self._measured(layer, Fits(site, quadratics), None, harm)
                     continue
                 proposals[layer.key] = self._on_rows(site, layer, walk, harm)
                 walk.advance(layer.key)
@@ -189,15 +206,24 @@ class Compression:
         if not self.settings.search.candidates(site):
             return Proposal(site, [keep])
         regression = Regression(walk.observe(layer), layer.weight(), centred=layer.takes_bias)
-        fits = Fits(site, regression.quadratics())
+        return self._measured(layer, Fits(site, regression.quadratics()), regression, harm)
+
+    def _measured(self, layer: Linear, fits: Fits, regression: Regression | None, harm: Harm) -> Proposal:
+        """Candidates with their harm; without a budget only errors count."""
+        keep = self.settings.search.keep(fits.site)
         found = self._fit(fits)
         candidates = [one for one, _ in found]
-        if not self.settings.budget:  # error decides
-            return Proposal(site, [keep, *candidates])
+        if not self.settings.budget:
+            return Proposal(fits.site, [keep, *candidates])
         probes = probed(candidates, self.settings.probes)
         denses = [found[index][1].dense for index in probes]
-        harms = harm.measure(layer, [(dense, regression.bias(dense)) for dense in denses])
-        return Proposal(site, [keep, *interpolated(candidates, probes, harms)])
+        harms = harm.measure(layer, [(one, None if regression is None else regression.bias(one)) for one in denses])
+        return Proposal(fits.site, [keep, *interpolated(candidates, probes, harms)])
+
+    def _moments(self, sites: Mapping[str, Site], evidence: Evidence) -> Mapping[str, list[Array]]:
+        """Of the layers that have no rows of patches."""
+        layers = [site.layer for site in sites.values() if isinstance(site.layer, TransposedLinear)]
+        return second_moments(self.model, layers, evidence)
 
     def _fit(self, fits: Fits) -> list[tuple[Candidate, Fitted]]:
         search = self.settings.search
@@ -260,6 +286,12 @@ class Compression:
                 f"{one}: {_change(one.macs, keep.macs)} MACs, {_change(one.weights, keep.weights)} weights, "
                 f"{_change(one.seconds, keep.seconds)} predicted time, output error {one.error:.2g}{harm}",
             )
+
+
+def _layers(model: ir.Model) -> list[Linear]:
+    """All layers that may be replaced, in the order of the graph."""
+    found = {layer.node: layer for layer in [*linear_layers(model.graph), *transposed_layers(model.graph)]}
+    return [found[node] for node in model.graph if node in found]
 
 
 def _change(new: float, old: float) -> str:

@@ -63,6 +63,8 @@ class _Writer:
         editor.commit()
 
     def _part(self, value: ir.Value, part: Part, bias: ir.Value | None, *, last: bool) -> ir.Value:
+        if self.old.op_type == "ConvTranspose":
+            return self._transposed(value, part, bias, last=last)
         if self.site.kernel:
             groups = part.weight.shape[0]
             weight = part.weight.reshape(groups * part.weight.shape[1], *part.weight.shape[2:])
@@ -81,6 +83,24 @@ class _Writer:
             inputs += [bias] if bias is not None else []
             return self._node("Gemm", inputs, self._row(value, len(matrix)), kept)
         return self._node("MatMul", [value, self._constant(matrix.T)], self._row(value, len(matrix)), {})
+
+    def _transposed(self, value: ir.Value, part: Part, bias: ir.Value | None, *, last: bool) -> ir.Value:
+        """A part of a ConvTranspose: 1 x 1 first, and the last one as the layer is."""
+        like = self.old.inputs[1]
+        assert like is not None
+        assert like.shape is not None
+        groups, outputs, inputs = part.weight.shape
+        kernel = like.shape.numpy()[2:]
+        kept = {"group": groups} if groups > 1 else {}
+        if last:
+            weight = part.weight.transpose(0, 2, 1).reshape(groups * inputs, -1, *kernel)
+            read = [value, self._constant(weight), *([] if bias is None else [bias])]
+            settings = {name: one.value for name, one in self.old.attributes.items()}
+            return self._node("ConvTranspose", read, self._shape(self.old.outputs[0]), settings)
+        weight = part.weight.reshape(groups * outputs, inputs, *[1] * len(kernel))
+        dims = value.shape
+        shape = None if dims is None else ir.Shape([dims[0], groups * outputs, *dims[2:]])
+        return self._node("Conv", [value, self._constant(weight)], shape, {"kernel_shape": [1] * len(kernel), **kept})
 
     def _constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
         like = self.old.inputs[1]

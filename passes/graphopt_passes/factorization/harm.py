@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from graphopt.ir.surgery import FreshNames
 from graphopt.pipeline.evidence import Evidence
+from graphopt_passes.factorization.transposed import transposed_layers
 from graphopt_passes.numerics.quadratic import Array
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 
@@ -29,7 +30,8 @@ class Harm:
     def __init__(self, model: ir.Model, evidence: Evidence) -> None:
         """Copy `model`; nothing runs yet."""
         self._model = model.clone()
-        self._layers = {layer.key: layer for layer in linear_layers(self._model.graph)}
+        graph = self._model.graph
+        self._layers = {layer.key: layer for layer in [*linear_layers(graph), *transposed_layers(graph)]}
         self._names = FreshNames(self._model)
         self._watched = watched(self._model)
         self._stack = ExitStack()

@@ -21,7 +21,8 @@ from graphopt_passes.numerics.quadratic import Array, Quadratic, solve_positive
 from graphopt_passes.reconstruction.following import Activation
 from graphopt_passes.reconstruction.walk import Observed
 
-RIDGE = 1e-3
+RIDGE = 3e-2
+"""λ over the mean diagonal of S. On held-out samples 0.01 to 0.05 came out alike, smaller ones worse."""
 
 
 class Regression:
