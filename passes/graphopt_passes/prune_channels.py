@@ -48,7 +48,7 @@ class PruneChannels(Pass):
     align: int | None = option(None, "widths are multiples of this, or stay; none: as the device wants it", minimum=1)
     min_width: int = option(1, "channels that every layer keeps at least", minimum=1)
     exclude: tuple[str, ...] = option((), "names of layers, or patterns for them, that keep their channels")
-    rows: int = option(20_000, "rows of a layer's input that are looked at", minimum=100)
+    rows: int = option(12_000, "rows of a layer's input that are looked at", minimum=100)
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""

@@ -57,28 +57,39 @@ class Curve:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is remembered of one block of a layer until all groups that it reads are done."""
+    """One block of a layer on its rows.
+
+    Attributes:
+        found: moments of its inputs and targets.
+        prior: (M, K) its weights, zero where an input never varies.
+        weight: what one unit of its squared error counts.
+    """
 
     found: Moments
     prior: Array
     weight: float
 
 
-def moments_of(layer: Linear, seen: Observed, inputs: Array, block: int) -> Seen:
-    """Moments of block `block` of a layer, its weights as prior (zero where an input never varies), its weight."""
-    channels = layer.channels // layer.groups
-    chosen = slice(block * channels, (block + 1) * channels)
-    found = moments(inputs[block], seen.targets[chosen])
-    return Seen(found, prior_of(layer.weight()[block], found), 1.0 / energy(seen, chosen))
+def seen_block(layer: Linear, seen: Observed, block: int) -> Seen:
+    """One group of channels of a layer."""
+    channels = block_channels(layer, block)
+    found = moments(seen.inputs[block], seen.targets[channels])
+    return Seen(found, _prior(layer.weight()[block], found), 1.0 / _energy(seen, channels))
 
 
-def prior_of(weight: Array, found: Moments) -> Array:
+def block_channels(layer: Linear, block: int) -> slice:
+    """The output channels of one group of channels."""
+    count = layer.channels // layer.groups
+    return slice(block * count, (block + 1) * count)
+
+
+def _prior(weight: Array, found: Moments) -> Array:
     """W0 with zeros where an input never varies: such an input is as good as a bias, and its unit must cost nothing."""
     variance = np.diag(found.covariance)
     return np.where(variance > _STILL * variance.max(initial=0.0), weight, 0.0)
 
 
-def energy(seen: Observed, channels: slice) -> float:
+def _energy(seen: Observed, channels: slice) -> float:
     """Σ over `channels` of E[r(z)²], z what the activation r gets; the variance where nothing is known to follow."""
     z = seen.targets[channels]
     if seen.activation is None:
@@ -106,7 +117,7 @@ def curves(walk: Walk, model: ir.Model, structure: Structure) -> dict[int, Curve
                 reading.block for number in wanted for reading in structure.readings[number] if reading.key == layer.key
             }
             for block in sorted(blocks):
-                known[layer.key, block] = moments_of(layer, seen, seen.inputs, block)
+                known[layer.key, block] = seen_block(layer, seen, block)
             del seen
         walk.advance(layer.key)
         for number in wanted:

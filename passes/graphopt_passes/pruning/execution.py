@@ -19,9 +19,12 @@ from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.pruning import planning, scores
 from graphopt_passes.pruning.costs import Measure
 from graphopt_passes.pruning.planning import Calibration, Ranking
-from graphopt_passes.pruning.repair import Options, repair
+from graphopt_passes.pruning.repair import Method, repair
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Budget, Limits
+
+_PAIR_WORK = 5e11
+"""Multiply-accumulates that improving pairs of layers may take: half a minute on one core of a laptop."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,12 @@ class Execution:
         if self._calibration is None or not settings.repair:
             return dict(gone)
         original = self._model.clone()
-        options = Options(choose_again=settings.criterion == "obs")
+        best = settings.criterion == "obs"
+        method = Method(choose_again=best, work=_PAIR_WORK if best else 0.0, seed=self._context.seed)
         with self._calibration.walk(original, self._model) as walk:
-            done = repair(walk, self._model, self._structure, gone, options)
+            done = repair(walk, self._model, self._structure, gone, method)
         self.refitted = done.refitted
-        self._remarks.applied("layers", f"{done.refitted} refitted towards the original's outputs")
+        self._remarks.applied("layers", f"{done.refitted} refitted, {done.pairs} pairs improved together")
         return done.gone
 
     def _limit(self, budget: Budget) -> float:

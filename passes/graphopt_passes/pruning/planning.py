@@ -20,7 +20,7 @@ from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.pruning import sensitivity
 from graphopt_passes.pruning.curves import curves
 from graphopt_passes.pruning.harm import Judge
-from graphopt_passes.pruning.repair import Options, repair
+from graphopt_passes.pruning.repair import Method, repair
 from graphopt_passes.pruning.scores import elimination_by
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Budget, removed
@@ -28,7 +28,9 @@ from graphopt_passes.reconstruction.walk import Walk
 
 BLENDS = (0.0, 0.5, 1.0)
 """Shares of the measured sensitivity that are tried; 0 is the relative error of layers alone."""
-_HELD_OUT_SHARE = 4
+_HELD_OUT_SHARE = 3
+_TRIAL_SAMPLES, _TRIAL_ROWS = 192, 4_000
+"""What blends are compared with: their order shows long before the figures settle."""
 _PROBE_WORK = 3e11
 """MACs that measuring sensitivity may take; it takes fewer samples where they would be more."""
 _TRIAL_WORK = 2e11
@@ -53,16 +55,13 @@ class Calibration:
         """Both networks on these samples."""
         return Walk(original, compressed, self.evidence, rows=self.rows, seed=self.seed)
 
-    def split(self) -> tuple[Calibration, Calibration]:
-        """Most of the samples, and a seeded quarter that these do not hold."""
-        count = len(self.evidence.samples)
-        held = max(1, count // _HELD_OUT_SHARE)
-        order = np.random.default_rng(self.seed).permutation(count)
+    def split(self) -> tuple[Calibration, Evidence]:
+        """Some samples to prune on for trial, and a third as many more to judge by."""
+        order = np.random.default_rng(self.seed).permutation(len(self.evidence.samples))[:_TRIAL_SAMPLES]
+        held = max(1, len(order) // _HELD_OUT_SHARE)
         chosen, rest = sorted(order[:held].tolist()), sorted(order[held:].tolist())
-        return (
-            replace(self, evidence=self.evidence.choose(rest or chosen)),
-            replace(self, evidence=self.evidence.choose(chosen)),
-        )
+        fitting = replace(self, evidence=self.evidence.choose(rest or chosen), rows=min(self.rows, _TRIAL_ROWS))
+        return fitting, self.evidence.choose(chosen)
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def rank(model: ir.Model, structure: Structure, calibration: Calibration, macs: 
         found = curves(walk, model, structure)
     probes = sum(len(curve.probes) for curve in found.values())
     samples = int(_PROBE_WORK / max(1.0, macs * probes))
-    judge = Judge(model, calibration.evidence.subset(min(max(samples, 8), 128)))
+    judge = Judge(model, calibration.evidence.subset(min(max(samples, 8), 64)))
     points = sensitivity.measured(model, found, judge)
     return Ranking({number: curve.elimination for number, curve in found.items()}, points)
 
@@ -122,10 +121,10 @@ def least_harm(
 ) -> tuple[Array, float]:
     """The widths within `limit` whose outputs stay nearest to the original's, and the blend that gave them."""
     choices = {blend: budget.least_harm(ranking.curves(blend), limit) for blend in BLENDS}
-    if macs * len(calibration.evidence.samples) > _TRIAL_WORK:
+    if macs * min(_TRIAL_SAMPLES, len(calibration.evidence.samples)) > _TRIAL_WORK:
         return choices[BLENDS[1]], BLENDS[1]
     fitting, held_out = calibration.split()
-    judge = Judge(model, held_out.evidence)
+    judge = Judge(model, held_out)
     harms: dict[tuple[int, ...], float] = {}
     for widths in choices.values():
         if tuple(widths) not in harms:
@@ -139,12 +138,11 @@ def pruned(
     structure: Structure,
     calibration: Calibration,
     gone: Mapping[int, Array],
-    options: Options | None = None,
 ) -> ir.Model:
     """A clone of `model` with its layers refitted for the units in `gone`, whose columns are zeros."""
     clone = model.clone()
     with calibration.walk(model, clone) as walk:
-        repair(walk, clone, structure, gone, options or Options())
+        repair(walk, clone, structure, gone, Method())
     return clone
 
 

@@ -1,17 +1,17 @@
 """The pruned network, layer by layer from the inputs to the outputs, each refitted towards the original.
 
-Both networks are walked side by side (reconstruction/walk.py). At the first layer that reads a group, the units that go are
+Both networks are walked side by side (reconstruction/walk.py). At the one layer that reads a group, the units that go are
 chosen once more, now with inputs from the network as it has been pruned so far; then the layer is refitted on the columns
 that are left, so that it gives what the original gave, shortcut included, as far as the activation behind it lets that
-through. Layers that lose nothing are refitted too, as soon as their inputs differ from the original's.
+through. Layers that lose nothing are refitted too, as soon as their inputs differ from the original's. Where a convolution
+is read by one other alone, both are then improved together (pairs.py).
 
 Removed columns become zeros; nothing is cut out here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,10 +19,11 @@ import onnx_ir as ir
 
 from graphopt.ir.surgery import FreshNames
 from graphopt_passes.numerics.elimination import Reader, eliminate
-from graphopt_passes.numerics.least_squares import Layer, Moments, Ridge, moments
+from graphopt_passes.numerics.least_squares import Layer, Ridge
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.numerics.relu_refit import flat_targets, refit_through
-from graphopt_passes.pruning.curves import Seen, energy, prior_of, step_share
+from graphopt_passes.pruning import pairs
+from graphopt_passes.pruning.curves import Seen, block_channels, seen_block, step_share
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 from graphopt_passes.reconstruction.walk import Observed, Walk
@@ -35,132 +36,187 @@ _FEWEST_COLUMNS = 16
 
 
 @dataclass(frozen=True)
-class Options:
-    """What is done.
+class Method:
+    """How the repair goes.
 
     Attributes:
         choose_again: whether units are chosen anew by elimination where one layer alone reads them.
-        through: whether refits look through activations.
-        producers: whether layers are refitted that lose no columns.
+        work: multiply-accumulates that improving pairs may take, all together; 0 leaves it out.
+        seed: of the order of rows in that.
     """
 
     choose_again: bool = True
-    through: bool = True
-    producers: bool = True
+    work: float = 0.0
+    seed: int = 0
 
 
 @dataclass
 class Repaired:
-    """What came out: numbers of the units that go, by group, and how many layers were refitted."""
+    """What came out: numbers of the units that go, by group, and how many layers and pairs were refitted."""
 
     gone: dict[int, Array] = field(default_factory=dict)
     refitted: int = 0
+    pairs: int = 0
 
 
 def repair(
-    walk: Walk, compressed: ir.Model, structure: Structure, gone: Mapping[int, Array], options: Options
+    walk: Walk, compressed: ir.Model, structure: Structure, gone: Mapping[int, Array], method: Method
 ) -> Repaired:
-    """Refit all layers of `compressed`, the walk's compressed network, in place.
+    """Refit the layers of `compressed`, the walk's compressed network, in place.
 
     Args:
         walk: at its start; it is led to the end.
         compressed: a clone of the original with all its channels.
         structure: of the original.
         gone: units of each group that go, by number; where they are chosen again only how many counts.
-        options: what is done.
+        method: how.
     """
-    result = Repaired({number: np.asarray(units, int) for number, units in gone.items()})
-    names = FreshNames(compressed)
-    for layer in linear_layers(compressed.graph):
-        mask = structure.gone_columns(layer.key, (layer.groups, layer.width), result.gone)
-        if options.producers or mask.any():
-            seen = walk.observe(layer)
-            if options.choose_again:
-                _choose_again(layer, seen, structure, result)
-                mask = structure.gone_columns(layer.key, (layer.groups, layer.width), result.gone)
-            _refit(layer, seen, mask, options, names, result)
+    layers = linear_layers(compressed.graph)
+    run = _Repair(walk, structure, gone, method, FreshNames(compressed))
+    found = run.pairs_of(layers) if method.work else {}
+    behind = {pair.second.key for pair in found.values()}
+    for layer in layers:
+        if layer.key in found:
+            run.both(found[layer.key], method.work / len(found))
+        elif layer.key not in behind:
+            run.one(layer)
         walk.advance(layer.key)
-    return result
+    return run.result
 
 
-def _choose_again(layer: Linear, seen: Observed, structure: Structure, result: Repaired) -> None:
-    for number in structure.readers.get(layer.key, ()):
-        readings = structure.readings[number]
-        count = len(result.gone.get(number, ()))
-        if not count or {reading.key for reading in readings} != {layer.key}:
-            continue
-        parts = []
-        for reading in readings:
-            channels = _channels(layer, reading.block)
-            found = moments(seen.inputs[reading.block], seen.targets[channels])
-            prior = prior_of(layer.weight()[reading.block], found)
-            parts.append(Seen(found, prior, 1.0 / energy(seen, channels)))
-        readers = [
-            Reader(part.found, part.prior, reading.columns, part.weight)
-            for part, reading in zip(parts, readings, strict=True)
+class _Repair:
+    """One walk."""
+
+    def __init__(
+        self, walk: Walk, structure: Structure, gone: Mapping[int, Array], method: Method, names: FreshNames
+    ) -> None:
+        self._walk = walk
+        self._structure = structure
+        self._method = method
+        self._names = names
+        self.result = Repaired({number: np.asarray(units, int) for number, units in gone.items()})
+
+    def pairs_of(self, layers: Sequence[Linear]) -> dict[str, pairs.Couple]:
+        """Pairs between which units go that nothing else reads, by their first layer; no layer is in two of them."""
+        found: dict[str, pairs.Couple] = {}
+        taken: set[str] = set()
+        for layer in layers:
+            pair = None if layer.key in taken else pairs.couple_of(layer)
+            if pair is not None and self._own_groups(pair.second):
+                found[layer.key] = pair
+                taken.add(pair.second.key)
+        return found
+
+    def one(self, layer: Linear, rows: int | None = None) -> tuple[Observed | None, Array]:
+        """Refit one layer; what was seen of it, and which of its columns are zero."""
+        mask = self._mask(layer)
+        if not self.result.refitted and not mask.any():  # until then both networks are the same
+            return None, mask
+        seen = self._walk.observe(layer, rows=rows)
+        blocks = {block: seen_block(layer, seen, block) for block in _needed(layer, seen, mask)}
+        if self._method.choose_again and self._choose_again(layer, blocks):
+            mask = self._mask(layer)
+        if blocks:
+            self._refit(layer, seen, blocks, mask)
+            self.result.refitted += 1
+        return seen, mask
+
+    def both(self, pair: pairs.Couple, work: float) -> None:
+        """Refit both layers of a pair one after the other, then together."""
+        self.one(pair.first)
+        seen, mask = self.one(pair.second, pairs.most_rows(pair))
+        if seen is None:
+            return
+        left = pairs.Left(np.flatnonzero(~self._mask(pair.first)[0]), np.flatnonzero(~mask[0]))
+        improved = pairs.improve(self._walk, pair, seen, left, work, self._method.seed)
+        if improved is not None:
+            for layer, new in zip((pair.first, pair.second), improved, strict=True):
+                layer.store(new.weight[None], new.bias, self._names)
+            self.result.pairs += 1
+
+    def _mask(self, layer: Linear) -> Array:
+        return self._structure.gone_columns(layer.key, (layer.groups, layer.width), self.result.gone)
+
+    def _own_groups(self, layer: Linear) -> list[int]:
+        """Groups that lose units and that `layer` alone reads."""
+        return [
+            number
+            for number in self._structure.readers.get(layer.key, ())
+            if len(self.result.gone.get(number, ()))
+            and all(reading.key == layer.key for reading in self._structure.readings[number])
         ]
-        units = len(readings[0].columns)
-        found_order = eliminate(readers, fewest=units - count, at_once=step_share(parts))
-        result.gone[number] = found_order.order[:count]
 
+    def _choose_again(self, layer: Linear, blocks: Mapping[int, Seen]) -> bool:
+        """Choose anew what goes of the groups that this layer alone reads; whether there are any."""
+        own = self._own_groups(layer)
+        for number in own:
+            readings = self._structure.readings[number]
+            parts = [blocks[reading.block] for reading in readings]
+            readers = [
+                Reader(part.found, part.prior, reading.columns, part.weight)
+                for part, reading in zip(parts, readings, strict=True)
+            ]
+            count = len(self.result.gone[number])
+            fewest = len(readings[0].columns) - count
+            self.result.gone[number] = eliminate(readers, fewest=fewest, at_once=step_share(parts)).order[:count]
+        return bool(own)
 
-def _channels(layer: Linear, block: int) -> slice:
-    count = layer.channels // layer.groups
-    return slice(block * count, (block + 1) * count)
-
-
-def _refit(layer: Linear, seen: Observed, mask: Array, options: Options, names: FreshNames, result: Repaired) -> None:
-    weight, bias = layer.weight(), layer.bias()
-    old_bias = np.zeros(layer.channels) if bias is None else bias
-    changed = False
-    for block in range(layer.groups):
-        channels = _channels(layer, block)
-        x, targets = seen.inputs[block], seen.targets[channels]
-        if not mask[block].any() and _is_right(weight[block], old_bias[channels], x, targets):
-            continue
-        changed = True
-        kept = np.flatnonzero(~mask[block])
-        if layer.width < _FEWEST_COLUMNS or not len(kept):
+    def _refit(self, layer: Linear, seen: Observed, blocks: Mapping[int, Seen], mask: Array) -> None:
+        weight, bias = layer.weight(), _bias(layer)
+        for block, known in blocks.items():
+            channels = block_channels(layer, block)
+            kept = np.flatnonzero(~mask[block])
             weight[block][:, mask[block]] = 0
-            fitted = weight[block] @ x.mean(axis=1, dtype=np.float64)
-            old_bias[channels] = targets.mean(axis=1, dtype=np.float64) - fitted
-            continue
-        found = moments(x, targets)
-        prior = prior_of(weight[block], found)[:, kept]
-        weight[block] = 0
-        new = _fit(found.selected(kept), x if len(kept) == len(x) else x[kept], channels, seen, prior, options)
-        weight[block][:, kept] = new.weight
-        old_bias[channels] = new.bias
-    if changed:
-        layer.store(weight, old_bias if layer.takes_bias else None, names)
-        result.refitted += 1
+            if layer.width < _FEWEST_COLUMNS or not len(kept):
+                bias[channels] = known.found.target_mean - weight[block] @ known.found.input_mean
+                continue
+            new = _fit(known, seen, block, channels, kept)
+            weight[block][:, kept] = new.weight
+            bias[channels] = new.bias
+        layer.store(weight, bias if layer.takes_bias else None, self._names)
 
 
-def _fit(found: Moments, x: Array, channels: slice, seen: Observed, prior: Array, options: Options) -> Layer:
+def _bias(layer: Linear) -> Array:
+    bias = layer.bias()
+    return np.zeros(layer.channels) if bias is None else np.array(bias)
+
+
+def _needed(layer: Linear, seen: Observed, mask: Array) -> list[int]:
+    """Blocks that lose columns, or whose inputs are no longer those of the original."""
+    weight, bias = layer.weight(), _bias(layer)
+    return [
+        block
+        for block in range(layer.groups)
+        if mask[block].any() or not _is_right(weight[block], bias, seen, block_channels(layer, block), block)
+    ]
+
+
+def _is_right(weight: Array, bias: Array, seen: Observed, channels: slice, block: int) -> bool:
+    """Whether the layer gives its targets already."""
+    targets = seen.targets[channels]
+    error = targets - (weight.astype(np.float32) @ seen.inputs[block] + bias[channels].astype(np.float32)[:, None])
+    scale = float(np.mean(np.var(targets, axis=1))) + 1e-30
+    return float(np.mean(error**2)) < _UNTOUCHED * scale
+
+
+def _fit(known: Seen, seen: Observed, block: int, channels: slice, kept: Array) -> Layer:
+    every = len(kept) == len(known.found.input_mean)
+    found = known.found if every else known.found.selected(kept)
+    prior = known.prior[:, kept]
     ridge = Ridge(found.covariance, found.input_mean)
     plain = ridge.solve(found.cross, found.target_mean, prior)
     activation = seen.activation
-    if activation is None or not options.through:
-        return plain
-    low, high = activation.low, activation.high
-    if low == -math.inf and high == math.inf:
+    if activation is None:
         return plain
     offset = None if seen.offset is None else seen.offset[channels]
     wanted = seen.targets[channels] if offset is None else seen.targets[channels] + offset
     return refit_through(
         ridge,
-        x,
+        seen.inputs[block] if every else seen.inputs[block][kept],
         wanted,
         prior,
-        lambda prediction, z, _: flat_targets(prediction, z, low, high),
+        lambda prediction, z, _: flat_targets(prediction, z, activation.low, activation.high),
         offset=offset,
         start=plain,
         rounds=_ROUNDS,
     )
-
-
-def _is_right(weight: Array, bias: Array, x: Array, targets: Array) -> bool:
-    """Whether the layer gives its targets already."""
-    error = targets - (weight.astype(np.float32) @ x + bias.astype(np.float32)[:, None])
-    scale = float(np.mean(np.var(targets, axis=1))) + 1e-30
-    return float(np.mean(error**2)) < _UNTOUCHED * scale

@@ -74,7 +74,7 @@ class Walk:
         Args:
             original: is not changed.
             compressed: has the same inputs, and the same names for the outputs of its linear layers. What lies behind
-                the last `advance` may be changed at any time.
+                the last `advance` may be changed at any time. It may be `original` itself, where nothing changes.
             evidence: calibration samples.
             rows: at most how many rows of a layer are looked at.
             seed: of their choice.
@@ -84,7 +84,9 @@ class Walk:
         self._originals = {layer.key: layer for layer in linear_layers(original.graph)}
         self._stack = ExitStack()
         self._original = self._stack.enter_context(evidence.stepper(original))
-        self._compressed = self._stack.enter_context(evidence.stepper(compressed))
+        self._compressed = (
+            self._original if compressed is original else self._stack.enter_context(evidence.stepper(compressed))
+        )
 
     def __enter__(self) -> Walk:
         return self
@@ -96,11 +98,17 @@ class Walk:
 
     def advance(self, *keys: str) -> None:
         """Run both networks, as they are now, up to the layers called `keys`."""
-        self._original.advance([key for key in keys if key in self._originals])
+        if self._original is not self._compressed:
+            self._original.advance([key for key in keys if key in self._originals])
         self._compressed.advance(keys)
 
     def observe(
-        self, layer: Linear, *, kept: npt.NDArray[np.intp] | None = None, original_inputs: bool = False
+        self,
+        layer: Linear,
+        *,
+        kept: npt.NDArray[np.intp] | None = None,
+        original_inputs: bool = False,
+        rows: int | None = None,
     ) -> Observed:
         """`layer`, one of the compressed network, as it is now.
 
@@ -108,6 +116,7 @@ class Walk:
             layer: its output has the name of one of the original's linear layers.
             kept: the original's output channels that the compressed layer still has, in its order; None for all.
             original_inputs: whether the original's inputs of the layer are wanted too.
+            rows: at most how many rows are looked at, where fewer than usual are wanted.
 
         Raises:
             DataError: the original has no such layer, or a value is not finite.
@@ -125,7 +134,7 @@ class Walk:
                 *([theirs.data.name or ""] if original_inputs else []),
             ],
         )
-        picker = _Picker(self._rows_of(layer), self._seed, self._compressed.samples())
+        picker = self._picker(layer, rows)
         columns: dict[str, list[Rows]] = {}
         for compressed, original in self._side_by_side(*sides):
             self._pick(columns, picker, layer, theirs, shortcuts, compressed, original, original_inputs)
@@ -133,6 +142,23 @@ class Walk:
         # behind an Add whose other operand is not known row by row, nothing is known of what is cut off
         activation = mine.activation if mine.shortcut is None or "offset" in found else None
         return _observed(found, activation, kept, layer.key)
+
+    def rows_behind(self, value: str, source: RowSource, layer: Linear, *, rows: int | None = None) -> Rows:
+        """(G, width, R) rows that `source` makes of a value of the compressed network, as it is now.
+
+        Args:
+            value: its name.
+            source: has as many positions in each sample as the output of `layer`.
+            layer: R are those that `observe` looks at for this layer and the same `rows`.
+            rows: at most how many.
+        """
+        picker = self._picker(layer, rows)
+        stream = self._compressed.stream([value], even=True)
+        return np.concatenate([picker.pick(source, seen, value) for seen in stream], axis=-1)
+
+    def _picker(self, layer: Linear, rows: int | None) -> _Picker:
+        most = self._rows_of(layer)
+        return _Picker(most if rows is None else min(rows, most), self._seed, self._compressed.samples())
 
     def _rows_of(self, layer: Linear) -> int:
         return max(1, min(self._rows, MOST_BYTES // (4 * layer.groups * layer.width)))
