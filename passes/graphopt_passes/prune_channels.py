@@ -3,7 +3,8 @@
 Which channels can only go together is found on any graph by following their labels (`graphopt.analysis.coupling`). Which
 of them go, and how many from where, is decided from calibration samples by what their loss does to the layers that read
 them and to the outputs (`pruning.planning`). The layers that stay are refitted in the order of the graph (`pruning.repair`).
-Without samples the weights alone decide, and nothing is refitted. docs/pruning.md has figures.
+Without samples the weights alone decide, and what goes is added to what is like it (`pruning.merging`).
+docs/pruning.md has more.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class PruneChannels(Pass):
     params: float | None = option(None, "parameters of the whole model that may stay, likewise", minimum=0)
     criterion: _Criterion = option("auto", "what decides which channels go first; auto: obs with samples, else l2")
     scope: Literal["global", "uniform"] = option("global", "whether layers share the loss by harm, or lose alike")
-    repair: bool = option(True, "refit the layers that stay, where there are samples")
+    repair: bool = option(True, "refit the layers that stay; without samples, add channels that go to ones like them")
     align: int | None = option(None, "widths are multiples of this, or stay; none: as the device wants it", minimum=1)
     min_width: int = option(1, "channels that every layer keeps at least", minimum=1)
     exclude: tuple[str, ...] = option((), "names of layers, or patterns for them, that keep their channels")

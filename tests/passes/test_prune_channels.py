@@ -178,3 +178,39 @@ def test_excluded_layers_keep_their_channels_and_names_that_match_nothing_are_na
     result = _prune(_network(), 'ratio=0.5,scope=uniform,align=1,exclude="conv1":"nowhere.*"')
     assert _widths(result.model)[1] == 12
     assert "nowhere.*: excluded, but there is no node of that name" in _remarks(result)
+
+
+def test_without_samples_channels_that_are_like_others_lose_nothing() -> None:
+    model = _network((8, 6))
+    arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    for lost, kept in ((1, 5), (4, 0)):
+        arrays["w0"][lost], arrays["b0"][lost] = 0.1 * arrays["w0"][kept], 0.1 * arrays["b0"][kept]
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
+    result = _prune(model, "ratio=0.25,scope=uniform,align=1,min_width=6")
+    assert _widths(result.model) == [6, 6]
+    assert _error(model, result.model) < 1e-9
+    left = _prune(model, "ratio=0.25,scope=uniform,align=1,min_width=6,repair=false")
+    assert _error(model, left.model) > 1e-4
+
+
+@pytest.mark.parametrize("bias", [0.7, -0.7])
+def test_without_samples_constant_channels_go_into_biases(bias: float) -> None:
+    model = _network((6, 8))
+    arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    arrays["w1"][[2, 3]], arrays["b1"][[2, 3]] = 0, bias
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
+    result = _prune(model, "ratio=0.25,scope=uniform,align=1,min_width=6")
+    assert _widths(result.model) == [6, 6]
+    assert _error(model, result.model) < 1e-9
+
+
+def test_layers_that_are_too_wide_for_their_moments_are_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("repair", "structure"):
+        monkeypatch.setattr(f"graphopt_passes.pruning.{module}.MOST_COLUMNS", 80)
+    model = _network((8, 12, 8), dead=2)
+    options = "ratio=0.17,scope=uniform,align=1"
+    result = _prune(model, options, _samples())
+    assert "ranked by weights alone" in _remarks(result)
+    assert _error(model, result.model) < _error(model, _prune(model, f"{options},criterion=random").model)

@@ -16,13 +16,15 @@ from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.remarks import Remarks
 from graphopt.pricing import price
 from graphopt_passes.numerics.quantizer import Array
-from graphopt_passes.pruning import planning, scores
+from graphopt_passes.pruning import merging, planning, scores
 from graphopt_passes.pruning.costs import Measure
 from graphopt_passes.pruning.planning import Calibration, Ranking
 from graphopt_passes.pruning.repair import Method, repair
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Budget, Limits
 
+_WALK_WORK, _FEWEST_SAMPLES = 6e11, 64
+"""Multiply-accumulates of one run over the samples, and how few of them are used to stay below."""
 _PAIR_WORK = 5e11
 """Multiply-accumulates that improving pairs of layers may take: half a minute on one core of a laptop."""
 
@@ -69,7 +71,12 @@ class Execution:
     @cached_property
     def _calibration(self) -> Calibration | None:
         evidence = self._context.evidence
-        return None if evidence is None else Calibration(evidence, self._settings.rows, self._context.seed)
+        if evidence is None:
+            return None
+        most = max(_FEWEST_SAMPLES, int(_WALK_WORK / max(1.0, self._macs)))
+        if len(evidence.samples) > most:
+            self._remarks.missed("samples", f"{most} of {len(evidence.samples)} are used: the network is large")
+        return Calibration(evidence.subset(most), self._settings.rows, self._context.seed)
 
     @cached_property
     def _macs(self) -> float:
@@ -101,7 +108,12 @@ class Execution:
     def repair(self, gone: Mapping[int, Array]) -> dict[int, Array]:
         """Refit the model's layers in place, where there are samples; the units that go in the end."""
         settings = self._settings
-        if self._calibration is None or not settings.repair:
+        if not settings.repair:
+            return dict(gone)
+        if self._calibration is None:
+            merged = merging.merge(self._model, self._structure, gone)
+            self._remarks.applied("layers", f"{merged} of the channels that go were added to ones that are like them")
+            self.refitted = merged
             return dict(gone)
         original = self._model.clone()
         best = settings.criterion == "obs"
@@ -123,11 +135,13 @@ class Execution:
         model, structure, criterion = self._model, self._structure, self._settings.criterion
         if criterion == "obs" and self._calibration is not None:
             found = planning.rank(model, structure, self._calibration, self._macs)
-            unseen = [group for number, group in enumerate(structure.groups) if number not in found.eliminations]
-            for group in unseen:
-                self._remarks.missed(
-                    group.name, "its readers are no matrices that can be refitted: it keeps its channels"
-                )
+            for number, group in enumerate(structure.groups):
+                if number not in found.eliminations:
+                    score = scores.weight_scores(model, group, "l2")
+                    found.eliminations[number] = scores.elimination_by(score)
+                    self._remarks.missed(
+                        group.name, "ranked by weights alone: a layer that reads it is no matrix, or too wide a one"
+                    )
             return found
         if criterion == "random":
             random = self._context.rng()

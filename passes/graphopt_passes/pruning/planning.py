@@ -31,7 +31,7 @@ BLENDS = (0.0, 0.5, 1.0)
 _HELD_OUT_SHARE = 3
 _TRIAL_SAMPLES, _TRIAL_ROWS = 192, 4_000
 """What blends are compared with: their order shows long before the figures settle."""
-_PROBE_WORK = 3e11
+_PROBE_WORK = 2e11
 """MACs that measuring sensitivity may take; it takes fewer samples where they would be more."""
 _TRIAL_WORK = 2e11
 """MACs of one run over the samples up to which blends are compared; beyond, the middle one is taken."""
@@ -73,7 +73,7 @@ class Ranking:
         points: (error, harm of the outputs) at some widths, where they were measured.
     """
 
-    eliminations: Mapping[int, Elimination]
+    eliminations: dict[int, Elimination]
     points: Mapping[int, list[tuple[float, float]]]
 
     def curves(self, blend: float) -> dict[int, Array]:
@@ -105,8 +105,10 @@ def rank(model: ir.Model, structure: Structure, calibration: Calibration, macs: 
         found = curves(walk, model, structure)
     probes = sum(len(curve.probes) for curve in found.values())
     samples = int(_PROBE_WORK / max(1.0, macs * probes))
-    judge = Judge(model, calibration.evidence.subset(min(max(samples, 8), 64)))
-    points = sensitivity.measured(model, found, judge)
+    points = {}
+    if found:
+        judge = Judge(model, calibration.evidence.subset(min(max(samples, 4), 64)))
+        points = sensitivity.measured(model, found, judge)
     return Ranking({number: curve.elimination for number, curve in found.items()}, points)
 
 

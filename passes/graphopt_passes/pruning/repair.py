@@ -24,7 +24,7 @@ from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.numerics.relu_refit import flat_targets, refit_through
 from graphopt_passes.pruning import pairs
 from graphopt_passes.pruning.curves import Seen, block_channels, seen_block, step_share
-from graphopt_passes.pruning.structure import Structure
+from graphopt_passes.pruning.structure import MOST_COLUMNS, Structure
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 from graphopt_passes.reconstruction.walk import Observed, Walk
 
@@ -113,6 +113,9 @@ class _Repair:
         if not self.result.refitted and not mask.any():  # until then both networks are the same
             return None, mask
         seen = self._walk.observe(layer, rows=rows)
+        if layer.width > MOST_COLUMNS:
+            self._shift(layer, seen, mask)
+            return seen, mask
         blocks = {block: seen_block(layer, seen, block) for block in _needed(layer, seen, mask)}
         if self._method.choose_again and self._choose_again(layer, blocks):
             mask = self._mask(layer)
@@ -133,6 +136,15 @@ class _Repair:
             for layer, new in zip((pair.first, pair.second), improved, strict=True):
                 layer.store(new.weight[None], new.bias, self._names)
             self.result.pairs += 1
+
+    def _shift(self, layer: Linear, seen: Observed, mask: Array) -> None:
+        """Zero the columns that go; the bias makes up for what they gave on average."""
+        weight = layer.weight()
+        weight.transpose(0, 2, 1)[mask] = 0
+        means = np.einsum("gmk,gk->gm", weight, seen.inputs.mean(axis=2, dtype=np.float64)).reshape(-1)
+        bias = seen.targets.mean(axis=1, dtype=np.float64) - means
+        layer.store(weight, bias if layer.takes_bias else None, self._names)
+        self.result.refitted += 1
 
     def _mask(self, layer: Linear) -> Array:
         return self._structure.gone_columns(layer.key, (layer.groups, layer.width), self.result.gone)

@@ -18,6 +18,9 @@ from graphopt.analysis.coupling import Coupling, Group, Unit
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 
+MOST_COLUMNS = 6_000
+"""Wider layers are not refitted: matrices of their columns would take more than 300 MB each, and several are needed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
@@ -61,10 +64,10 @@ class Structure:
         return self._by_node.get(node)
 
     def is_seen(self, number: int) -> bool:
-        """Whether all layers that read group `number` are matrices whose rows can be looked at."""
+        """Whether all layers that read group `number` are matrices that are not too wide for their moments to be held."""
         group = self.groups[number]
-        inside = [name for name in group.consumers if not self._reads_whole_blocks(group, name)]
-        return bool(inside) and all(name in self._by_node for name in inside)
+        inside = [self._by_node.get(name) for name in group.consumers if not self._reads_whole_blocks(group, name)]
+        return bool(inside) and all(layer is not None and layer.width <= MOST_COLUMNS for layer in inside)
 
     def units(self, gone: Mapping[int, Collection[int]]) -> list[Unit]:
         """The units with the numbers `gone` of each group."""
