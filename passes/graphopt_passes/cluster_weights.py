@@ -10,25 +10,23 @@ Stored in one of two forms: `gather`, numbers of a few bits that the model looks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.ir.surgery import FreshNames
 from graphopt.ir.walk import label
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt.pipeline.presets import PRESETS
 from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.numerics import codebook
-from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear
 from graphopt_passes.weights import packing
 from graphopt_passes.weights.problem import Problem
+from graphopt_passes.weights.shared import Shared, pack_all
 from graphopt_passes.weights.sizes import Sizes
-from graphopt_passes.weights.walking import Fitted, candidates, rewrite
+from graphopt_passes.weights.walking import candidates, rewrite
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,10 @@ class ClusterWeights(Pass):
             return PassResult(False, (), remarks.listed())
         sizes = Sizes(layers)
         done = rewrite(model, context, {layer.key: self._fit for layer in layers}, remarks)
-        touched = self._store(model, [layer for layer in layers if layer.key in done], done, remarks)
+        if self.form == "gather":
+            pack_all(model, layers, done, remarks)
         sizes.remark(model, remarks, f"{self.values} shared values per {self.per} in {len(done)} layers")
-        return PassResult(bool(done), touched, remarks.listed())
+        return PassResult(bool(done), None, remarks.listed())
 
     def _is_open(self, layer: Linear, remarks: Remarks) -> bool:
         weight = layer.weight().reshape(layer.channels, layer.width)
@@ -80,38 +79,3 @@ class ClusterWeights(Pass):
     def _fit(self, problem: Problem) -> Shared:
         start = codebook.codebooks(problem.best, problem.second, self.values, shared=self.per == "tensor")
         return Shared(codebook.share(problem.best, problem.second, start))
-
-    def _store(
-        self, model: ir.Model, layers: Sequence[Linear], done: dict[str, Fitted], remarks: Remarks
-    ) -> list[ir.Node] | None:
-        """Pack the weights; None where the walk has touched layers all over the model and nothing is known of them."""
-        if self.form == "gather":
-            packer = packing.Packer(model, FreshNames(model))
-            for layer in layers:
-                fitted = done[layer.key]
-                assert isinstance(fitted, Shared)
-                tables = fitted.coded.codebooks
-                tensor = layer.node.inputs[1]
-                assert tensor is not None
-                assert tensor.const_value is not None
-                if packing.packed_size(layer, len(tables), tables.shape[1]) < tensor.const_value.nbytes:
-                    packer.pack(layer, fitted.coded.choice, tables)
-                else:
-                    remarks.missed(label(layer.node), "stored plain: too small for a table to pay")
-        return None
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Weights of one layer that share numbers."""
-
-    coded: codebook.Coded
-
-    @property
-    def weight(self) -> Array:
-        """(C, K)."""
-        return self.coded.weight
-
-    def refitted(self, problem: Problem) -> Shared:
-        """Other numbers, shared by the same weights."""
-        return Shared(codebook.refit(self.coded, problem.best, problem.second))

@@ -7,7 +7,7 @@ import pytest
 from conftest import Rewriter
 from hypothesis import given
 from hypothesis import strategies as st
-from weight_models import error, images, network, outputs, run, weights
+from weight_models import error, images, named, network, outputs, run, weights
 
 from graphopt.ir import emit
 from graphopt_passes.reconstruction.linear import linear_layers
@@ -78,14 +78,17 @@ def test_a_second_run_has_nothing_to_do(rewriter: Rewriter) -> None:
 
 
 def test_excluded_and_shared_weights_stay(rewriter: Rewriter) -> None:
-    text = "g (float[n,4] x) => (float[n,4] y) {h = MatMul(x, w) i = MatMul(h, w) y = Gemm(i, v)}"
+    text = "g (float[n,4] x) => (float[n,4] y) {h = MatMul(x, w) i = MatMul(h, w) j = Gemm(i, u) y = Gemm(j, v)}"
     rng = np.random.default_rng(0)
-    tensors = {name: rng.normal(size=(4, 4)).astype(np.float32) for name in ("w", "v")}
-    model = rewriter.typed(text, tensors)
-    result, remarks = run(model, "cluster-weights{values=2}", rng.normal(size=(60, 4)).astype(np.float32), exclude="y")
-    np.testing.assert_array_equal(weights(model)["w"], tensors["w"])
+    tensors = {name: rng.normal(size=(4, 4)).astype(np.float32) for name in ("w", "u", "v")}
+    model = named(rewriter.typed(text, tensors))
+    samples = rng.normal(size=(60, 4)).astype(np.float32)
+    result, remarks = run(model, "cluster-weights{values=2,form=plain}", samples, exclude="y")
+    assert result.modified
+    found = weights(model)
+    for name, array in tensors.items():
+        assert np.array_equal(found[name], array) == (name in ("w", "v"))
     assert "other nodes read its weight" in remarks
-    assert result.modified  # the Gemm
 
 
 def test_float16_and_fewer_rows_than_inputs(rewriter: Rewriter) -> None:

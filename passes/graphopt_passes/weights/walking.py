@@ -19,11 +19,13 @@ from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
-from graphopt_passes.reconstruction.walk import Walk
+from graphopt_passes.reconstruction.walk import Observed, Walk
 from graphopt_passes.weights.problem import MOST_INPUTS, PENALTIES, Problem
 
 RIDGE = 1e-3
 ROWS = 20_000
+_ROWS_OF_RIDGE = 10
+"""Rows per input that `RIDGE` is meant for."""
 _ROWS_PER_UNKNOWN = 4
 """Layers that keep their weights are refitted where there are so many rows per input at least."""
 
@@ -99,16 +101,38 @@ def rewrite(
                     why = f"more than {MOST_INPUTS:,} inputs: fitted to its weights alone"
                     remarks.missed(label(layer.node), why)
                     _put(layer, form(Problem.alone(layer)), None, names, done, remarks)
-            elif form is not None or layer.groups == 1:
+            elif form is None:
+                refit_dense(walk, layer, names)
+            else:
                 seen = walk.observe(layer)
-                if form is not None and seen.rows < layer.width:
+                if seen.rows < layer.width:
                     remarks.missed(label(layer.node), "fewer calibration rows than inputs: held near its own weights")
-                if form is not None or seen.rows >= _ROWS_PER_UNKNOWN * layer.width:
-                    problem = Problem.of(layer, seen, RIDGE)
-                    fitted = fit(problem, form or _Dense)
-                    _put(layer, fitted, problem.bias_for(fitted.weight), names, done if form else {}, remarks)
+                problem = problem_of(layer, seen)
+                fitted = fit(problem, form)
+                _put(layer, fitted, problem.bias_for(fitted.weight), names, done, remarks)
             walk.advance(layer.key)
     return done
+
+
+def problem_of(layer: Linear, seen: Observed) -> Problem:
+    """The problem of `layer` on its rows; the fewer rows there are per input, the nearer it is held to its own weights."""
+    return Problem.of(layer, seen, RIDGE * max(1.0, _ROWS_OF_RIDGE * layer.width / seen.rows))
+
+
+def refit_dense(walk: Walk, layer: Linear, names: FreshNames) -> bool:
+    """Give a layer its best weights, where there are enough rows to tell; says whether it did.
+
+    Layers in groups stay: those of few inputs gain nothing.
+    """
+    if layer.groups > 1 or layer.width > MOST_INPUTS:
+        return False
+    seen = walk.observe(layer)
+    if seen.rows < _ROWS_PER_UNKNOWN * layer.width:
+        return False
+    problem, done = problem_of(layer, seen), dict[str, Fitted]()
+    fitted = fit(problem, _Dense)
+    _put(layer, fitted, problem.bias_for(fitted.weight), names, done, Remarks())
+    return bool(done)
 
 
 class _Dense:
