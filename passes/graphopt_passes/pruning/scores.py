@@ -27,7 +27,7 @@ from graphopt.runtime.requests import Moments
 from graphopt_passes.numerics.elimination import Elimination
 from graphopt_passes.numerics.quantizer import Array
 
-_AXES = {"ConvTranspose": 1, "MatMul": 1, "Gather": 1}
+_AXES = {"ConvTranspose": 1, "MatMul": -1, "Gather": -1}
 """Axis of the weight that holds output channels; 0 where nothing else is said."""
 
 
@@ -87,7 +87,12 @@ def _rows(node: ir.Node | None) -> Array | None:
     axis = _AXES.get(node.op_type, 0)
     if node.op_type == "Gemm" and not attributes.integer(node, "transB", 0):
         axis = 1
-    weight = np.moveaxis(np.asarray(tensor.numpy(), np.float64), axis, 0)
+    weight = np.asarray(tensor.numpy(), np.float64)
+    if node.op_type == "ConvTranspose":  # (C_in, C_out / groups, ...): the groups' channels follow each other
+        groups = attributes.integer(node, "group", 1)
+        weight = weight.reshape(groups, len(weight) // groups, *weight.shape[1:]).swapaxes(0, 1)
+        weight = weight.reshape(len(weight), -1, *weight.shape[3:])
+    weight = np.moveaxis(weight, axis, 0)
     return weight.reshape(len(weight), -1)
 
 
