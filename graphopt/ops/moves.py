@@ -228,7 +228,7 @@ def gather_again(node: ir.Node, change: Change) -> None:
         return
     indices = change.numbers(1) % len(kept)
     masks = [change.output_kept(0, axis + offset) for offset in range(indices.ndim)]
-    change.set_numbers(1, (np.cumsum(kept) - 1)[indices[np.ix_(*masks)]])
+    change.set_numbers(1, np.asarray((np.cumsum(kept) - 1)[indices[np.ix_(*masks)]]))
 
 
 def pad(node: ir.Node, trace: Trace) -> None:

@@ -125,6 +125,11 @@ CASES: dict[str, Case] = {
         {"w1": (6, 3, 1, 1), "order": np.array([5, 0, -2, 3, 2, 1]), "wy": (4, 6)},
         [(6, 1)],
     ),
+    "one gathered channel": (
+        "a = Conv(x, w1) b = Gather<axis=1>(a, third) c = Unsqueeze(b, one) z = Mul(a, c)",
+        {"w1": (6, 3, 1, 1), "third": np.array(3), "one": np.array([1]), "wy": (4, 6)},
+        [(5, 1)],
+    ),
     "channel shuffle": (
         """a = Conv(x, w1) s = Reshape(a, five) t = Transpose<perm=[0,2,1,3,4]>(s) u = Reshape(t, four)
            z = Relu(u)""",

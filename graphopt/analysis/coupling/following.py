@@ -155,7 +155,7 @@ class _Walk:
             base.operator(node).flow(node, trace)
         except Opaque as opaque:
             self.stop(node, str(opaque))
-        except (IndexError, ValueError, TypeError) as error:
+        except (ArithmeticError, IndexError, TypeError, ValueError) as error:
             # The model's own numbers do not fit the operator, or an extent is not what a rule expects.
             self.stop(node, f"operator {node.op_type} that cannot be followed ({error})")
         else:

@@ -129,7 +129,7 @@ def replace_numbers(
     """Let `node` read these elements; a constant that nobody else reads keeps its name."""
     value = node.inputs[index] if index < len(node.inputs) else None
     dtype = np.dtype(np.int64) if value is None or value.dtype is None else value.dtype.numpy()
-    array = np.ascontiguousarray(elements.astype(dtype))
+    array = np.asarray(elements.astype(dtype), order="C")
     if value is not None and value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output():
         value.const_value = ir.Tensor(array, name=value.name)
         value.shape = ir.Shape(array.shape)
