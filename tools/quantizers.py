@@ -43,7 +43,7 @@ class Environment:
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *self.packages]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"{self.name} is left out: {_last_line(done.stderr)}")
+            print(f"{self.name} is left out: {last_line(done.stderr)}")
             return None
         complete.write_text(json.dumps(self.packages))
         return python
@@ -54,7 +54,8 @@ class Environment:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last line of what a program said, for a table."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "pip said nothing"
 
