@@ -74,7 +74,7 @@ def rows(corpus: Path | None, folder: Path) -> list[Row]:
             for export in ("resnet20_bn", "resnet20_dynamo"):
                 name = f"{export} {passes}"
                 found.append(Row(name, home / f"{export}.onnx", data, passes, bar, "imagenet"))
-    found.append(Row("mlp binarize", MODELS / "mlp.onnx", digits, "binarize{bases=4,harm=0.02}", 1.0))
+    found.append(Row("mlp binarize", MODELS / "mlp.onnx", digits, "binarize{bases=4,harm=0.01}", 1.0))
     found.append(Row("planted drop-blocks", planted(folder), digits, "drop-blocks", 0.2))
     found.append(Row("residual drop-blocks", MODELS / "residual.onnx", digits, "drop-blocks", 0.2))
     return found

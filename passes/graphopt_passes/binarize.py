@@ -54,7 +54,7 @@ class Binarize(Pass):
     levels: Literal["binary", "ternary"] = option("binary", "signs, or signs and zero")
     bases: int = option(1, "how many signs with scales of their own add up to a weight at most", minimum=1, maximum=4)
     harm: float = option(
-        0.02,
+        0.01,
         "how much the outputs may change, the harm of all layers added: divergence in nats of classifiers, else "
         "squared error over the energy",
         minimum=0,
@@ -100,8 +100,8 @@ class Binarize(Pass):
         return np.array(list(itertools.product(signs, repeat=bases)), np.float64)
 
     def _fit(self, problem: Problem, bases: int) -> Shared:
-        start = _scales(problem.best, bases, ternary=self.levels == "ternary")
-        return Shared(codebook.share(problem.best, problem.second, start, self._pattern(bases), _ROUNDS))
+        pattern = self._pattern(bases)
+        return Shared(codebook.share(problem.best, problem.second, _start(problem, pattern), pattern, _ROUNDS))
 
     def _is_binary(self, layer: Linear) -> bool:
         """Whether a layer's rows have no more numbers than entries; rows too short to tell do not count."""
@@ -138,15 +138,39 @@ class Binarize(Pass):
         return found
 
 
-def _scales(weight: Array, bases: int, *, ternary: bool) -> Array:
-    """(C, bases) scales to start from: the mean of what is left of each row, basis after basis."""
+def _start(problem: Problem, pattern: Array) -> Array:
+    """(C, bases) scales to start from: in each row those whose entries are nearest to the weights.
+
+    Tried are the mean of what is left of a row, basis after basis, and geometric sequences that reach its largest weights
+    or less far: several bases with the former alone cut off heavy tails.
+    """
+    weight, second = problem.best, problem.second
+    importance: Array = np.ones((1, weight.shape[1])) if second is None else np.einsum("gkk->gk", second)
+    importance = np.repeat(importance, len(weight) // len(importance), axis=0)
+    bases, ternary = pattern.shape[1], bool((pattern == 0).any())
+    ratio = 3.0 if ternary else 2.0
+    steps = ratio ** -np.arange(bases)
+    most = np.abs(weight).max(axis=1, keepdims=True)
+    tried = [_residual_means(weight, bases, ternary=ternary)]
+    tried += [most * reach * steps / steps.sum() for reach in (1.0, 0.8, 0.65, 0.5, 0.4, 0.3)]
+    errors = []
+    for scales in tried:
+        books = np.sort(scales @ pattern.T, axis=1)
+        edges = (books[:, 1:] + books[:, :-1]) / 2
+        places = np.stack([np.searchsorted(edge, row) for edge, row in zip(edges, weight, strict=True)])
+        errors.append((importance * np.square(weight - np.take_along_axis(books, places, axis=1))).sum(axis=1))
+    best = np.argmin(errors, axis=0)
+    return np.asarray(np.stack(tried)[best, np.arange(len(weight))])
+
+
+def _residual_means(weight: Array, bases: int, *, ternary: bool) -> Array:
+    """(C, bases) the mean of what is left of each row, basis after basis."""
     left, scales = weight.copy(), []
     for _ in range(bases):
         size = np.abs(left)
         # what is above 0.7 of the mean keeps its sign: Li & Liu 2016, section 2.2
         kept = size > 0.7 * size.mean(axis=1, keepdims=True) if ternary else np.ones(size.shape, bool)
-        count = np.maximum(kept.sum(axis=1), 1)
-        scale = np.where(kept, size, 0).sum(axis=1) / count
+        scale = np.where(kept, size, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
         left -= np.where(kept, np.sign(left), 0) * scale[:, None]
         scales.append(scale)
     return np.stack(scales, axis=1)
