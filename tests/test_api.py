@@ -159,13 +159,23 @@ def test_latency_is_measured_on_request_only() -> None:
         ({"max_drop": 0.01}, NotAvailableError, "--max-drop"),
         ({"eval_data": "e.npz"}, DataError, "--eval-data: there is no file or folder e.npz"),
         ({"pipeline": "lossless", "max_drop": 0.01}, DataError, "--max-drop needs samples .* -d FILE.npz"),
-        ({"preset": "small"}, NotAvailableError, "small"),
+        ({"preset": "small"}, DataError, "quantize: .* calibration samples"),
         ({"shapes": {"nothing": [1]}}, OptionError, "nothing"),
     ],
 )
 def test_errors_name_the_option(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         graphopt.optimize(RESIDUAL, **options)
+
+
+@pytest.mark.parametrize("preset", ["small", "fast"])
+def test_presets_that_compress(preset: str) -> None:
+    result = graphopt.optimize(
+        MODELS / "mlp.onnx", preset=preset, data=MODELS / "digits.calib.npz", eval_data=MODELS / "digits.eval.npz"
+    )
+    assert result.report.after.bytes < result.report.before.bytes / 2
+    assert result.report.quality is not None
+    assert result.report.quality.after > result.report.quality.before - 0.03
 
 
 def test_cost_and_compare(tmp_path: Path) -> None:
