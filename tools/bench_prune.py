@@ -18,7 +18,6 @@ structure: see `prune_structures`.
 from __future__ import annotations
 
 import argparse
-import importlib
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bench_quantize import ratio, time_all
+from prune_structures import structures
 from quantization_tasks import Task, tasks
 
 import graphopt
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for task in chosen:
             latency(task, options)
     if "structure" in options.tables:
-        importlib.import_module("prune_structures").structures(options.corpus, options.cache, patterns=options.tasks)
+        structures(options.corpus, options.cache, patterns=options.tasks)
     print("\nall figures held" if not missed else "\nmissed:\n  " + "\n  ".join(missed))
 
 
