@@ -14,7 +14,7 @@ from graphopt.ir.verify import verify
 from graphopt.pricing import price
 from graphopt_passes.factorization.candidates import Search
 from graphopt_passes.factorization.emission import emit
-from graphopt_passes.factorization.schemes import SCHEMES, Fits
+from graphopt_passes.factorization.schemes import SCHEMES, Fits, layer_shape
 from graphopt_passes.factorization.sites import Site, site_of
 from graphopt_passes.factorization.transposed import transposed_layers, transposed_site
 from graphopt_passes.numerics.quadratic import Quadratic
@@ -184,3 +184,30 @@ def test_only_what_costs_less_is_tried(rewriter: Rewriter) -> None:
     assert all(rank % 4 == 0 for one in tried if SCHEMES[one.scheme].option != "decoupling" for rank in one.amount)
     faster = Search(tuple(SCHEMES), 4, DeviceProfile(), faster=True)
     assert all(one.seconds < faster.keep(site).seconds for one in faster.candidates(site))
+
+
+@pytest.mark.parametrize(
+    ("channels", "extent", "scheme", "share", "measured"),
+    [  # onnxruntime on one thread of an AVX-512 server, relative to the regular 3 x 3 convolution
+        (64, 56, "spatial", 0.5, 0.367),
+        (64, 56, "tucker", 0.5, 0.395),
+        (64, 56, "channel", 0.5, 0.573),
+        (128, 28, "spatial", 0.5, 0.360),
+        (128, 28, "tucker", 0.5, 0.382),
+        (256, 14, "spatial", 0.5, 0.346),
+        (256, 14, "channel", 0.5, 0.559),
+    ],
+)
+def test_predicted_times_are_near_measured_ones(
+    rewriter: Rewriter, channels: int, extent: int, scheme: str, share: float, measured: float
+) -> None:
+    from graphopt.pricing import DeviceProfile
+    from graphopt_passes.factorization.timing import seconds
+
+    shape = (channels, channels, 3, 3)
+    site = only_site(convolution(rewriter, "pads=[1,1,1,1]", shape, (1, channels, extent, extent)))
+    rank = round(share * channels)
+    amount = (rank, rank) if scheme == "tucker" else (rank,)
+    parts = SCHEMES[scheme].shapes(site, amount)
+    times = [seconds(one, DeviceProfile(), convolution=True) for one in (parts, (layer_shape(site),))]
+    assert times[0] / times[1] == pytest.approx(measured, rel=0.15)
