@@ -25,9 +25,9 @@ import onnx_ir as ir
 
 from graphopt.ir.walk import label
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
-from graphopt.pipeline.presets import PRESETS
 from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.factorization.harm import Harm
+from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.numerics import codebook
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear
@@ -48,7 +48,7 @@ class Binarize(Pass):
 
     name: ClassVar[str] = "binarize"
     exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
     needs_data: ClassVar[bool] = True
 
     levels: Literal["binary", "ternary"] = option("binary", "signs, or signs and zero")

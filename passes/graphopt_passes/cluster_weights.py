@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from graphopt.ir.walk import label
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
-from graphopt.pipeline.presets import PRESETS
 from graphopt.pipeline.remarks import Remarks
+from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.numerics import codebook
 from graphopt_passes.reconstruction.linear import Linear
 from graphopt_passes.weights import packing
@@ -35,7 +35,7 @@ class ClusterWeights(Pass):
 
     name: ClassVar[str] = "cluster-weights"
     exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     values: int = option(16, "how many numbers share a codebook", minimum=2, maximum=packing.MOST_ENTRIES)
     per: Literal["channel", "tensor"] = option("channel", "what has a codebook of its own")

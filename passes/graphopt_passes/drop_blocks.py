@@ -20,9 +20,9 @@ from graphopt.ir.surgery import FreshNames
 from graphopt.ir.walk import label
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt.pipeline.evidence import Evidence
-from graphopt.pipeline.presets import PRESETS
 from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.factorization.harm import divergence, watched
+from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.lossless.eliminate_identity import EliminateIdentity
 from graphopt_passes.reconstruction.linear import linear_layers
 from graphopt_passes.reconstruction.walk import Walk
@@ -41,7 +41,7 @@ class DropBlocks(Pass):
 
     name: ClassVar[str] = "drop-blocks"
     exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
     needs_data: ClassVar[bool] = True
 
     harm: float = option(

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, TypeAlias
 import onnx_ir as ir
 
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
-from graphopt.pipeline.presets import PRESETS
+from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 
 _Scheme: TypeAlias = Literal["auto", "channel", "input", "spatial", "tucker", "svd", "decoupling"]
 
@@ -28,7 +28,7 @@ class Factorize(Pass):
 
     name: ClassVar[str] = "factorize"
     exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     schemes: tuple[_Scheme, ...] = option(("auto",), "what is tried; auto: all but decoupling, the best per layer")
     macs: float | None = option(None, "multiply-accumulates of the whole model, a fraction up to 1", minimum=0)

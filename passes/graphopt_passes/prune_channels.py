@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from graphopt.analysis.coupling import Coupling, couple, remove
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
-from graphopt.pipeline.presets import PRESETS
 from graphopt.pipeline.remarks import Remarks
+from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.pruning.execution import Execution, Settings
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Limits
@@ -35,7 +35,7 @@ class PruneChannels(Pass):
 
     name: ClassVar[str] = "prune-channels"
     exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     ratio: float | None = option(
         None,

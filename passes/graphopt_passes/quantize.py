@@ -27,12 +27,9 @@ from graphopt.analysis.extents import Extents
 from graphopt.errors import DataError
 from graphopt.ir.walk import constant_tensor
 from graphopt.ops.base import operator
-from graphopt.pipeline.base import Pass, PassContext, PassResult, Remark, option
+from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt.pipeline.evidence import Evidence
-from graphopt.pipeline.presets import PRESETS
-from graphopt_passes.lossless.fold_batch_norm import FoldBatchNorm
-from graphopt_passes.lossless.fold_pad import FoldPad
-from graphopt_passes.lossless.fold_scale import FoldScale
+from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.quantization.rescaling import Rescaled
 from graphopt_passes.quantization.targets import TARGETS, Target
 
@@ -51,7 +48,7 @@ class Quantize(Pass):
 
     name: ClassVar[str] = "quantize"
     exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     target: _Target = option("ort-x86", "the runtime that the model is for")
     mode: _Mode = option("auto", "what is quantized, and when")
@@ -105,13 +102,9 @@ class Quantize(Pass):
         Raises:
             DataError: calibration samples are needed, and there are none.
         """
-        frozen = _freeze_defaults(model, context)
         context = replace(context, keep=frozenset(self.keep))
         mode = _auto(model, TARGETS[self.target]) if self._asked == "auto" else self._asked
-        result = self._static(model, context) if mode == "static" else self._convert(mode, model, context)
-        if not frozen:
-            return result
-        return replace(result, modified=True, touched=None, remarks=(*frozen, *result.remarks))
+        return self._static(model, context) if mode == "static" else self._convert(mode, model, context)
 
     def sparing(self, places: int) -> Quantize | None:
         """With so many more layers in float."""
@@ -226,21 +219,3 @@ def runs_here(target: Target, evidence: Evidence) -> bool:
 
 def _wide(dtype: ir.DataType) -> ir.DataType:
     return ir.DataType.INT16 if dtype.is_signed() else ir.DataType.UINT16
-
-
-def _freeze_defaults(model: ir.Model, context: PassContext) -> Sequence[Remark]:
-    """Make initializers that callers may override constants: what is measured holds for their defaults only.
-
-    What is folded into weights has been left alone before because of them, and is folded now.
-    """
-    defaults = [value for value in model.graph.inputs if value.is_initializer()]
-    if not defaults:
-        return ()
-    for value in defaults:
-        model.graph.inputs.remove(value)
-    for folding in (FoldBatchNorm(), FoldScale(), FoldPad()):
-        folding.run(model, context)
-    what = "no input any more: quantization holds for its default value"
-    names = ", ".join(f"'{value.name}'" for value in defaults[:3])
-    more = f" and {len(defaults) - 3} more" if len(defaults) > 3 else ""
-    return (Remark(names + more, what, applied=True),)

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
-from graphopt.pipeline.presets import PRESETS
+from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 
 _ERROR = 0.05
 
@@ -26,7 +26,7 @@ class SeparateDepthwise(Pass):
 
     name: ClassVar[str] = "separate-depthwise"
     exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     branches: int | None = option(None, "branches of every layer", minimum=1)
     error: float | None = option(

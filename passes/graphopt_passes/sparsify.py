@@ -22,8 +22,8 @@ import onnx_ir as ir
 from graphopt.ir.tensors import SparseTensor
 from graphopt.ir.walk import label
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
-from graphopt.pipeline.presets import PRESETS
 from graphopt.pipeline.remarks import Remarks
+from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.numerics import sparse_support
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.numerics.sparse_support import Sparsity
@@ -42,7 +42,7 @@ class Sparsify(Pass):
 
     name: ClassVar[str] = "sparsify"
     exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(PRESETS["lossless"].split(",")))
+    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     sparsity: float = option(0.5, "share of the weights that become zero", minimum=0, maximum=1)
     pattern: tuple[int, ...] = option((), "n:m, at most n of m successive input channels stay, such as 2:4")

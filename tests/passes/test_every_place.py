@@ -158,7 +158,8 @@ def same_outputs(rewriter: Any, before: ir.Model, after: ir.Model) -> None:
 
 def test_the_table_is_complete() -> None:
     registry = Registry()
-    assert set(PATTERNS) == {name for name in registry.names() if registry.find(name).exact}
+    inputs_only = {"freeze-defaults"}  # bodies and functions have no inputs with default values
+    assert set(PATTERNS) == {name for name in registry.names() if registry.find(name).exact} - inputs_only
 
 
 @pytest.mark.parametrize("place", ["main", "branch", "loop", "function"])
