@@ -19,6 +19,7 @@ import onnx_ir as ir
 import graphopt
 from graphopt.errors import NotAvailableError, OptionError
 from graphopt.ir import emit
+from graphopt.ir.walk import all_nodes
 from graphopt.lift import Lifted, ModelLike, lift
 from graphopt.report.model import Comparison, Report
 
@@ -194,12 +195,14 @@ def optimize(
     study.prepare(original, passes, timed=timed)
     if announce is not None:
         announce(str(passes))
+    pattern = _pattern(exclude)
+    unmatched = _unmatched(pattern, lifted.model)
     manager = Manager(
         registry=registry,
         context=PassContext(
             seed=seed,
             threads=threads,
-            exclude=_pattern(exclude),
+            exclude=pattern,
             evaluate=evaluate,
             evidence=study.evidence(progress),
             profile=profile,
@@ -227,7 +230,7 @@ def optimize(
         latency=measured,
         data=None if study.samples is None else assembly.data_of(data, study.samples, study.held_out),
         quality=assembly.quality_of(evaluated, gate, len(study.calibration or ())),
-        warnings=[*lifted.warnings, *study.warnings, *record.warnings],
+        warnings=[*lifted.warnings, *unmatched, *study.warnings, *record.warnings],
         device=profile,
     )
     if provenance:
@@ -360,6 +363,13 @@ def _instruments(dump: str | os.PathLike[str] | None, progress: Progress | None)
 
 def _pattern(exclude: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
     return re.compile(re.escape(exclude)) if isinstance(exclude, str) else exclude
+
+
+def _unmatched(pattern: re.Pattern[str] | None, model: ir.Model) -> list[str]:
+    """A warning where no node of the model is called by what is to be excluded."""
+    if pattern is None or any(node.name and pattern.fullmatch(node.name) for node in all_nodes(model)):
+        return []
+    return [f"--exclude: no node is called {pattern.pattern}"]
 
 
 def _files(lifted: Lifted) -> tuple[Path, ...]:

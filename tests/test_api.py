@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,11 @@ def test_latency_is_measured_on_request_only() -> None:
 def test_errors_name_the_option(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         graphopt.optimize(RESIDUAL, **options)
+
+
+def test_excluding_what_is_not_there_is_a_warning() -> None:
+    result = graphopt.optimize(RESIDUAL, "eliminate-identity", exclude=re.compile("nowhere.*"))
+    assert "--exclude: no node is called nowhere.*" in result.warnings
 
 
 @pytest.mark.parametrize("preset", ["small", "fast"])

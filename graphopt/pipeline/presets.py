@@ -21,7 +21,7 @@ PRESETS: Mapping[str, str] = MappingProxyType(
         ),
         "int8": "lossless,quantize",
         "small": "lossless,prune-channels{ratio=0.1},factorize,quantize",
-        "fast": "lossless,separate-depthwise,prune-channels{ratio=0.1},quantize",
+        "fast": "lossless,prune-channels{ratio=0.1},quantize",
     }
 )
 """Name to pipeline text. A preset that names a pass which is not installed is known, but not available."""

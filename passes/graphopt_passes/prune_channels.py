@@ -14,15 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.coupling import Coupling, couple, remove
+from graphopt.ir.surgery import FreshNames, drop_unread
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.pruning.execution import Execution, Settings
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Limits
+from graphopt_passes.reconstruction.linear import Linear, linear_layers
 
 _Criterion: TypeAlias = Literal["auto", "obs", "l1", "l2", "bn-scale", "activation", "geometric-median", "random"]
 _DEFAULT_RATIO = 0.3
@@ -81,22 +84,27 @@ class PruneChannels(Pass):
             TargetNotMetError: the widths cannot be made narrow enough.
         """
         remarks = Remarks()
-        coupling = couple(model, excluded=self._excluded(model, context, remarks))
+        excluded, warnings = self._excluded(model, context)
+        given = _give_biases(model) if self.repair else []  # before channels are followed, so that these are cut too
+        coupling = couple(model, excluded=excluded)
         for pin in coupling.pinned:
             remarks.missed(pin.producer, f"channels stay: {pin.reason}")
         if not coupling.groups:
             remarks.missed("model", "nothing to prune: no layer has channels that can go")
-            return PassResult(False, (), remarks.listed())
+            _take_biases(given)
+            return PassResult(False, (), remarks.listed(), warnings=warnings)
         structure = Structure(model, coupling)
         execution = Execution(model, structure, self._settings(context), context, remarks)
         gone = {number: units for number, units in execution.decide().items() if len(units)}
         if not gone:
             remarks.missed("model", "nothing to prune: all widths stay as they are")
-            return PassResult(False, (), remarks.listed())
+            _take_biases(given)
+            return PassResult(False, (), remarks.listed(), warnings=warnings)
         gone = execution.repair(gone)
         _say_widths(coupling, {number: len(units) for number, units in gone.items()}, remarks)
         touched = remove(model, coupling, structure.units(gone))
-        return PassResult(True, None if execution.refitted else touched, remarks.listed())
+        whole = execution.refitted or bool(given)
+        return PassResult(True, None if whole else touched, remarks.listed(), warnings=warnings)
 
     def _settings(self, context: PassContext) -> Settings:
         criterion = ("l2" if context.evidence is None else "obs") if self.criterion == "auto" else self.criterion
@@ -112,19 +120,38 @@ class PruneChannels(Pass):
             rows=self.rows,
         )
 
-    def _excluded(self, model: ir.Model, context: PassContext, remarks: Remarks) -> Callable[[ir.Node], bool]:
+    def _excluded(self, model: ir.Model, context: PassContext) -> tuple[Callable[[ir.Node], bool], list[str]]:
+        """Whether a node keeps its channels; and a warning for each name that no node has."""
         patterns = {text: re.compile(text) for text in self.exclude}
         names = {node.name or "" for node in model.graph}
-        for text, pattern in patterns.items():
-            if text not in names and not any(map(pattern.fullmatch, names)):
-                remarks.missed(text, "excluded, but there is no node of that name")
+        warnings = [
+            f"prune-channels: exclude={text} matches no node"
+            for text, pattern in patterns.items()
+            if text not in names and not any(map(pattern.fullmatch, names))
+        ]
 
         def excluded(node: ir.Node) -> bool:
             name = node.name or ""
             matches = name in patterns or any(pattern.fullmatch(name) for pattern in patterns.values())
             return matches or context.excluded(node)
 
-        return excluded
+        return excluded, warnings
+
+
+def _give_biases(model: ir.Model) -> list[Linear]:
+    """Give the layers that have none a bias of zeros, which repair may need; returns these layers."""
+    names = FreshNames(model)
+    given = [layer for layer in linear_layers(model.graph) if layer.takes_bias and layer.bias() is None]
+    for layer in given:
+        layer.store_bias(np.zeros(layer.channels), names)
+    return given
+
+
+def _take_biases(given: list[Linear]) -> None:
+    for layer in given:
+        bias = layer.node.inputs[2]
+        layer.node.resize_inputs(2)
+        drop_unread([bias])
 
 
 def _say_widths(coupling: Coupling, gone: dict[int, int], remarks: Remarks) -> None:

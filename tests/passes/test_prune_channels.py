@@ -174,10 +174,27 @@ def test_nothing_to_prune_is_a_remark() -> None:
     assert not result.report.passes[-1].modified
 
 
+def test_layers_without_a_bias_are_pruned_behind_factorization() -> None:
+    model = _network()
+    del model.graph.node[2].input[2]  # of conv1
+    result = graphopt.optimize(
+        model, "factorize{rank=0.5,align=1,prefer=macs},prune-channels{ratio=0.3,align=1}", data=_samples()
+    )
+    assert result.report.after.macs < 0.5 * result.report.before.macs
+    assert np.isfinite(_outputs(result.model, _samples(4))).all()
+
+
+def test_biases_are_taken_back_where_nothing_goes() -> None:
+    model = _network(())
+    result = _prune(model, "ratio=0.3", _samples())
+    assert len(result.model.graph.node[-1].input) == 2
+    assert not result.report.passes[-1].modified
+
+
 def test_excluded_layers_keep_their_channels_and_names_that_match_nothing_are_named() -> None:
     result = _prune(_network(), 'ratio=0.5,scope=uniform,align=1,exclude="conv1":"nowhere.*"')
     assert _widths(result.model)[1] == 12
-    assert "nowhere.*: excluded, but there is no node of that name" in _remarks(result)
+    assert "prune-channels: exclude=nowhere.* matches no node" in result.warnings
 
 
 def test_without_samples_channels_that_are_like_others_lose_nothing() -> None:

@@ -124,9 +124,10 @@ class Linear:
             array = (weight[0] if transposed else weight[0].T) / _alpha(self.node)
         _put(self.node, 1, array, old, names)
         if bias is not None:
-            self._store_bias(bias, old, names)
+            self.store_bias(bias, names)
 
-    def _store_bias(self, bias: npt.NDArray[np.floating], like: ir.Value, names: FreshNames) -> None:
+    def store_bias(self, bias: npt.NDArray[np.floating], names: FreshNames) -> None:
+        """Give the layer another bias, (C,), and leave its weight alone; see `store`."""
         if not self.takes_bias:
             raise UnsupportedModelError(f"{label(self.node)} takes no bias")
         if self.adder is not None:
@@ -137,7 +138,9 @@ class Linear:
             self.node.resize_inputs(3)
         if _beta(self.node) != 1:
             self.node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-        _put(self.node, 2, bias, self.node.inputs[2] or like, names)
+        like = self.node.inputs[2] or self.node.inputs[1]
+        assert like is not None
+        _put(self.node, 2, bias, like, names)
 
 
 def linear_of(node: ir.Node) -> Linear | None:
