@@ -17,7 +17,7 @@ kernels.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
@@ -27,8 +27,10 @@ from graphopt.analysis.extents import Extents
 from graphopt.errors import DataError
 from graphopt.ir.walk import constant_tensor
 from graphopt.ops.base import operator
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.base import Pass, PassContext, PassResult, Remark, option
 from graphopt.pipeline.evidence import Evidence
+from graphopt.pipeline.remarks import Remarks
+from graphopt.runtime.latency import Latency
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.quantization.rescaling import Rescaled
 from graphopt_passes.quantization.targets import TARGETS, Target
@@ -157,23 +159,27 @@ class Quantize(Pass):
         return PassResult(bool(touched), touched, remarks)
 
     def _dynamic(self, model: ir.Model, context: PassContext) -> PassResult:
-        from graphopt_passes.quantization import dynamic
+        from graphopt_passes.quantization import dynamic, dynamic_speed
         from graphopt_passes.quantization.smooth import smooth_if_better
 
-        saturates, smoothed = self._saturates(context), Rescaled()
+        saturates, smoothed, said = self._saturates(context), Rescaled(), Remarks()
+
+        def apply(
+            model: ir.Model, only: Callable[[ir.Node], bool] | None = None
+        ) -> tuple[list[ir.Node], tuple[Remark, ...]]:
+            return dynamic.apply(model, context, saturates=saturates, only=only)
+
         if context.evidence is not None and self.smooth != "never":
-            smoothed = smooth_if_better(
-                model,
-                context,
-                context.evidence,
-                lambda copy: dynamic.apply(copy, context, saturates=saturates),
-                always=self.smooth == "always",
-            )
-        before = model.clone() if self._measures(context) else None
-        nodes, remarks = dynamic.apply(model, context, saturates=saturates)
+            smoothed = smooth_if_better(model, context, context.evidence, apply, always=self.smooth == "always")
+        choice = None
+        if context.evidence is not None and self._measures(context):
+            choice = dynamic_speed.fastest(model, apply, context.evidence)
+        nodes, remarks = apply(model, dynamic_speed.allowing(model, choice.floats if choice else ()))
         touched = dict.fromkeys((*(node for node in smoothed.touched if node.graph is not None), *nodes))
-        warnings = () if before is None or not nodes else _slower(before, model, context)
-        return PassResult(bool(touched), list(touched), (*smoothed.remarks, *remarks), warnings)
+        for where, why in choice.reverted if choice else ():
+            said.missed(where, why)
+        warnings = () if choice is None else _slower(choice.against_float, bool(nodes))
+        return PassResult(bool(touched), list(touched), (*smoothed.remarks, *remarks, *said.listed()), warnings)
 
     def _measures(self, context: PassContext) -> bool:
         """Whether time is measured to tell what is fast."""
@@ -196,19 +202,19 @@ def _auto(model: ir.Model, target: Target) -> Literal["static", "dynamic"]:
     return "dynamic" if 2 * products > total else "static"
 
 
-def _slower(before: ir.Model, after: ir.Model, context: PassContext) -> Sequence[str]:
-    """A warning where `after` takes longer than `before`, a float model, beyond doubt."""
-    from graphopt.runtime.latency import summarize
-    from graphopt_passes.quantization.speed import CONFIDENCE
-
-    assert context.evidence is not None
-    found = summarize(context.evidence.race([before, after]), context.evidence.threads, CONFIDENCE)
-    low, high = found.interval
+def _slower(against_float: Latency, is_quantized: bool) -> Sequence[str]:
+    """A warning where a quantized model takes longer than the float model beyond doubt, or nothing was quantized."""
+    low, high = against_float.interval
+    if not is_quantized:
+        return (
+            "quantize: the model stays float, which is faster than integers everywhere on this machine; "
+            "prefer=integer quantizes it all the same",
+        )
     if low <= 1:
         return ()
     return (
-        f"quantize: the quantized model is slower than the float model on this machine, {found.ratio:.2f} times its time "
-        f"({low:.2f} to {high:.2f})",
+        f"quantize: the quantized model is slower than the float model on this machine, {against_float.ratio:.2f} times its "
+        f"time ({low:.2f} to {high:.2f})",
     )
 
 

@@ -107,11 +107,55 @@ def test_integers_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "speed" not in result.report.passes[-1].facts
 
 
+def dynamic_run(monkeypatch: pytest.MonkeyPatch, wide: float, narrow: float) -> graphopt.Result:
+    """Three products of two shapes, which take 1 each in float and `wide` or `narrow` on integers; all else takes 1 in all."""
+    text = """<ir_version: 8, opset_import: ["" : 13]>
+    net (float[N,5,4] x) => (float[N,5,4] y) <float[4,8] w1, float[8,4] w2, float[4,8] w3, float[8,4] w4> {
+        a = MatMul(x, w1) b = Relu(a) c = MatMul(b, w2) d = MatMul(c, w3) e = Relu(d) y = MatMul(e, w4)
+    }"""
+    weights = {f"w{i}": np.full((4, 8) if i % 2 else (8, 4), 0.1, np.float32) for i in range(1, 5)}
+
+    def time(node: ir.Node) -> float:
+        if node.op_type not in ("MatMul", "MatMulInteger"):
+            return 0.0
+        weight = node.inputs[1]
+        assert weight is not None
+        assert weight.shape is not None
+        return 1.0 if node.op_type == "MatMul" else wide if weight.shape[0] == 4 else narrow
+
+    def race(_: Evidence, models: Sequence[ir.Model], **__: Any) -> list[tuple[float, ...]]:
+        return [tuple(1 + sum(map(time, model.graph)) for model in models)] * 9
+
+    Clock().install(monkeypatch)
+    monkeypatch.setattr(Evidence, "race", race)
+    data = {"x": np.random.default_rng(0).normal(size=(40, 5, 4)).astype(np.float32)}
+    return graphopt.optimize(small_model(text, **weights), "quantize{mode=dynamic,smooth=never}", data=data)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "on_integers"),
+    [
+        pytest.param(0.5, 2.0, 2, id="slow shapes stay float"),
+        pytest.param(0.5, 1.03, 4, id="not for a little, where integers win as a whole"),
+        pytest.param(1.0, 1.03, 2, id="but for a little where they lose"),
+        pytest.param(0.5, 0.5, 4, id="all are faster"),
+        pytest.param(2.0, 2.0, 0, id="none is"),
+    ],
+)
+def test_shapes_that_are_slow_with_dynamic_ranges(
+    monkeypatch: pytest.MonkeyPatch, wide: float, narrow: float, on_integers: int
+) -> None:
+    result = dynamic_run(monkeypatch, wide, narrow)
+    assert operators(result.model).count("MatMulInteger") == on_integers
+    said = [str(remark) for remark in result.report.passes[-1].remarks]
+    assert any("products of this shape" in remark for remark in said) is (on_integers < 4)
+    assert any("faster than integers everywhere" in warning for warning in result.warnings) is (on_integers == 0)
+
+
 @pytest.mark.parametrize(("whole", "is_warned"), [(1.3, True), (0.9, False)])
-def test_dynamic_models_are_timed_too(monkeypatch: pytest.MonkeyPatch, whole: float, is_warned: bool) -> None:
+def test_dynamic_models_are_timed_as_a_whole(monkeypatch: pytest.MonkeyPatch, whole: float, is_warned: bool) -> None:
     Clock(whole=whole).install(monkeypatch)
     result = graphopt.optimize(small_model(), "quantize{mode=dynamic,smooth=never}", data=samples())
-    assert "MatMulInteger" in operators(result.model)
     assert any("slower than the float model" in warning for warning in result.warnings) is is_warned
 
 

@@ -32,7 +32,7 @@ _MOST = 3
 """Share-outs that race, the fastest by the times of their kernels."""
 _ALIKE = 1.02
 _SECONDS = 0.6
-_WORTH = 0.97
+WORTH = 0.97
 """Integers save memory as well: a part of the time that is saved must be worth giving them up."""
 
 Place = Callable[[ir.Model, Collection[str]], Placement]
@@ -120,7 +120,7 @@ class _Race:
         found = [Choice(frozenset(), (), compared(0, 1), None)]
         for index, (regions, floats) in enumerate(zip(candidates, names, strict=True), start=2):
             against_integer = compared(1, index)
-            if against_integer.interval[1] < _WORTH:
+            if against_integer.interval[1] < WORTH:
                 said = tuple((str(region), region.why) for region in regions)
                 found.append(Choice(floats, said, compared(0, index), against_integer))
         best = min(choice.against_float.ratio for choice in found)
