@@ -33,7 +33,7 @@ from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import Latency
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.quantization.rescaling import Rescaled
-from graphopt_passes.quantization.targets import TARGETS, Target
+from graphopt_passes.quantization.targets import TARGETS, Spare, Target, wide_type
 
 _Mode: TypeAlias = Literal["auto", "static", "dynamic", "weights", "float16", "bfloat16"]
 _Target: TypeAlias = Literal["ort-x86", "ort-arm", "tensorrt", "openvino", "qnn", "generic"]
@@ -70,11 +70,21 @@ class Quantize(Pass):
         "fastest", "leave float what measuring finds slower on integers, on targets that run here; or integers anyway"
     )
     sensitivity: bool = option(True, "measure what each layer's quantization alone does to the outputs")
-    float_layers: int = option(0, "how many of the layers that do most harm stay float", minimum=0)
-    sqnr: float = option(0.0, "leave as many of them float as it takes to come to so many dB", minimum=0)
+    spare_layers: int = option(0, "how many of the layers that do most harm are spared", minimum=0)
+    spare_as: Literal["auto", "float", "int16"] = option(
+        "auto",
+        "what they are spared as, float or 16-bit activations; auto: 16 bits where the target computes with them",
+    )
+    sqnr: float = option(0.0, "spare as many of them as it takes to come to so many dB", minimum=0)
     keep: tuple[str, ...] = option((), "names or operators of nodes that stay float")
     bits: Literal[4, 8] = option(4, "bits of weights, with mode=weights")
     block: Literal[16, 32, 64, 128] = option(32, "weights that share a scale, with mode=weights")
+
+    def __post_init__(self) -> None:
+        if self.activations == 16 and self.spare_as == "int16":
+            raise ValueError(
+                "with activations=16 all layers have what spare_as=int16 would give some: take spare_as=float"
+            )
 
     @property
     def needs_data(self) -> bool:
@@ -90,13 +100,21 @@ class Quantize(Pass):
     @property
     def min_opset(self) -> int:
         """QuantizeLinear per channel came with opset 13, its 16-bit and blocked forms with 21."""
-        wide = self.activations == 16 and self._asked == "static"
+        spares = self._spare == "int16" and bool(self.spare_layers or self.sqnr) and self._asked in ("auto", "static")
+        wide = spares or (self.activations == 16 and self._asked == "static")
         return _OPSET_16_BITS if wide else _OPSETS.get(self._asked, 13)
 
     @property
     def _asked(self) -> _Mode:
         """The mode, also where other options imply it: nothing but `static` has 16-bit activations."""
         return "static" if self.mode == "auto" and self.activations == 16 else self.mode
+
+    @property
+    def _spare(self) -> Spare:
+        """What layers are spared as; where all activations have 16 bits already, that leaves float."""
+        if self.activations == 16:
+            return "float"
+        return TARGETS[self.target].spare if self.spare_as == "auto" else self.spare_as
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Quantize `model`.
@@ -109,8 +127,8 @@ class Quantize(Pass):
         return self._static(model, context) if mode == "static" else self._convert(mode, model, context)
 
     def sparing(self, places: int) -> Quantize | None:
-        """With so many more layers in float."""
-        return replace(self, float_layers=self.float_layers + places) if self._asked in ("auto", "static") else None
+        """With so many more layers in float, or on 16 bits."""
+        return replace(self, spare_layers=self.spare_layers + places) if self._asked in ("auto", "static") else None
 
     def _static(self, model: ir.Model, context: PassContext) -> PassResult:
         from graphopt_passes.quantization import plans, static
@@ -123,7 +141,7 @@ class Quantize(Pass):
         target = TARGETS[self.target]
         settings = plans.Settings(
             target,
-            _wide(target.activations) if self.activations == 16 else target.activations,
+            wide_type(target.activations) if self.activations == 16 else target.activations,
             ranges=self.ranges,
             equalize=self.equalize,
             feedback=self.feedback,
@@ -132,7 +150,8 @@ class Quantize(Pass):
             smooth=self.smooth,
             fastest=self.activations == 8 and self._measures(context),
             known_slow=self.prefer == "fastest" and not self._measures(context),
-            float_layers=self.float_layers,
+            spare_layers=self.spare_layers,
+            spare_as=self._spare,
             sqnr=self.sqnr,
             sensitivity=self.sensitivity,
             saturates=self.activations == 8 and self._saturates(context),
@@ -221,7 +240,3 @@ def _slower(against_float: Latency, is_quantized: bool) -> Sequence[str]:
 def runs_here(target: Target, evidence: Evidence) -> bool:
     """Whether time measured on this machine says what is fast on the target."""
     return platform.machine() in target.machines and evidence.provider in (None, "cpu", "CPUExecutionProvider")
-
-
-def _wide(dtype: ir.DataType) -> ir.DataType:
-    return ir.DataType.INT16 if dtype.is_signed() else ir.DataType.UINT16

@@ -74,7 +74,7 @@ def test_the_report_lists_layers_the_worst_first() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_worst_layers_stay_float(count: int) -> None:
-    result = run(f"float_layers={count}")
+    result = run(f"spare_layers={count}")
     facts = result.report.passes[-1].facts
     kept = floats(result)
     assert len(kept) == count
@@ -86,7 +86,7 @@ def test_the_worst_layers_stay_float(count: int) -> None:
 
 def test_more_layers_in_float_lose_less() -> None:
     exact = outputs(graphopt.load(small_model()), samples(64))[0]
-    worth = [sqnr(exact, outputs(run(f"float_layers={count}").ir, samples(64))[0]) for count in range(4)]
+    worth = [sqnr(exact, outputs(run(f"spare_layers={count}").ir, samples(64))[0]) for count in range(4)]
     assert worth[0] < worth[2] <= worth[3]
 
 
@@ -129,7 +129,7 @@ def test_the_gate_is_met_by_leaving_layers_float(monkeypatch: pytest.MonkeyPatch
     assert tight.report.quality is not None
     assert tight.report.quality.after <= alone.after / 4
     assert len(calls) == 2  # once for each model: what was measured is remembered when the pass runs again
-    assert tight.report.passes[-1].options["float_layers"] == len(kept)
+    assert tight.report.passes[-1].options["spare_layers"] == len(kept)
 
 
 def test_exit_where_even_that_is_not_enough(tmp_path: Any) -> None:

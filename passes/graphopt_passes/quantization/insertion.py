@@ -64,10 +64,17 @@ class Recipe:
     Attributes:
         values: quantizers by the name of the value; the members of a group have the same.
         layers: constants by the layer's key.
+        converted: quantizers of kernels that read a value in another type than it has (`widths`), by the name of the value
+            and the kernel's key, which is the name of its first output.
     """
 
     values: Mapping[str, Quantizer]
     layers: Mapping[str, LayerWeights]
+    converted: Mapping[tuple[str, str], Quantizer] = dataclasses.field(default_factory=dict)
+
+    def read(self, value: str, kernel: str) -> Quantizer:
+        """The quantizer of `value` as `kernel` reads it."""
+        return self.converted.get((value, kernel), self.values[value])
 
 
 def insert(model: ir.Model, graph: ir.Graph, placement: Placement, recipe: Recipe) -> list[ir.Node]:
@@ -82,24 +89,46 @@ class _Insertion:
         self.recipe = recipe
         self.names = FreshNames(model)
         self.touched: dict[ir.Node, None] = {}
-        self.parameters: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        self.parameters: dict[tuple[ir.Value, Quantizer], tuple[ir.Value, ir.Value]] = {}
         self.shared: dict[bytes, ir.Value] = {}
 
     def run(self) -> list[ir.Node]:
-        integer = set(self.placement.integer_nodes())
+        integer = {node: node.outputs[0].name or "" for node in self.placement.integer_nodes()}
         for layer in self.placement.layers:
             self._constants(layer, self.recipe.layers[layer.key])
-        kernels = integer | self.placement.absorbed
+        kernels = integer.keys() | self.placement.absorbed
         for value in self.placement.groups:
             self._pair(value, integer, everyone=value.producer() in kernels)
         return list(self.touched)
 
-    def _pair(self, value: ir.Value, integer: set[ir.Node], *, everyone: bool) -> None:
-        """QuantizeLinear and DequantizeLinear behind `value`, for `everyone` who reads it or for `integer` nodes."""
-        uses = [use for use in value.uses() if everyone or use.node in integer]
-        scale, zero_point = self._parameters(value)
+    def _pair(self, value: ir.Value, integer: Mapping[ir.Node, str], *, everyone: bool) -> None:
+        """QuantizeLinear and DequantizeLinear behind `value`, for `everyone` who reads it or for `integer` nodes.
+
+        Kernels that read it in another type get a pair of their own, behind that if it is made in integers.
+        """
+        name = value.name or ""
+        own = self.recipe.values[name]
+        readers: dict[Quantizer, list[tuple[ir.Node, int]]] = {own: []} if everyone else {}
+        for use in value.uses():
+            if everyone or use.node in integer:
+                quantizer = self.recipe.read(name, integer[use.node]) if use.node in integer else own
+                readers.setdefault(quantizer, []).append((use.node, use.idx))
+        root, source = self.placement.groups.root(value), value
+        for quantizer, uses in readers.items():
+            restored = self._quantized(source, root, quantizer)
+            for node, index in uses:
+                node.replace_input_with(index, restored)
+                self.touched[node] = None
+            if everyone and quantizer is own:
+                source = restored
+        if everyone and value.is_graph_output():
+            self._hand_over(value, source)
+
+    def _quantized(self, value: ir.Value, root: ir.Value, quantizer: Quantizer) -> ir.Value:
+        """What is left of `value`, of the group of `root`, behind a new pair with the numbers of `quantizer`."""
+        scale, zero_point = self._parameters(root, quantizer)
         quantized = self._node("QuantizeLinear", value, scale, zero_point)
-        quantized.outputs[0].type = ir.TensorType(self.recipe.values[value.name or ""].dtype)
+        quantized.outputs[0].type = ir.TensorType(quantizer.dtype)
         restored = self._node("DequantizeLinear", quantized.outputs[0], scale, zero_point)
         restored.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         for node in (quantized, restored):
@@ -109,11 +138,7 @@ class _Insertion:
             self.graph.insert_before(self.graph[0], (quantized, restored))
         else:
             self.graph.insert_after(producer, (quantized, restored))
-        for use in uses:
-            use.node.replace_input_with(use.idx, restored.outputs[0])
-            self.touched[use.node] = None
-        if everyone and value.is_graph_output():
-            self._hand_over(value, restored.outputs[0])
+        return restored.outputs[0]
 
     def _hand_over(self, value: ir.Value, restored: ir.Value) -> None:
         """Let the graph's output be what the integers say, under its own name."""
@@ -126,14 +151,13 @@ class _Insertion:
             if output is value:
                 self.graph.outputs[position] = restored
 
-    def _parameters(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
-        root = self.placement.groups.root(value)
-        if root not in self.parameters:
-            quantizer = self.recipe.values[value.name or ""]
+    def _parameters(self, root: ir.Value, quantizer: Quantizer) -> tuple[ir.Value, ir.Value]:
+        key = root, quantizer
+        if key not in self.parameters:
             scale = self._constant(np.array(quantizer.scale, np.float32), f"{root.name}_scale", share=True)
             zero_point = np.array(quantizer.zero_point, quantizer.dtype.numpy())
-            self.parameters[root] = scale, self._constant(zero_point, f"{root.name}_zero_point", share=True)
-        return self.parameters[root]
+            self.parameters[key] = scale, self._constant(zero_point, f"{root.name}_zero_point", share=True)
+        return self.parameters[key]
 
     def _constants(self, layer: Layer, weights: LayerWeights) -> None:
         """Give `layer` its quantized weight and bias."""
@@ -154,7 +178,7 @@ class _Insertion:
     def _bias(self, layer: Layer, weights: LayerWeights, bias: Array) -> ir.Value:
         if bias.dtype != np.int32:
             return self._constant(bias, f"{layer.key}_bias", share=False)
-        scale = weights.bias_scale(self.recipe.values[layer.data.name or ""], bias.size)
+        scale = weights.bias_scale(self.recipe.read(layer.data.name or "", layer.key), bias.size)
         return self._dequantized(layer.node, bias, scale, 0 if scale.ndim else None, "bias")
 
     def _dequantized(

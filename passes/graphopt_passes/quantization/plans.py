@@ -21,12 +21,15 @@ from graphopt.ops.base import input_at
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.requests import Request, Results
-from graphopt_passes.quantization import calibration, layers, repair, saturation
+from graphopt_passes.quantization import calibration, layers, repair, saturation, widths
 from graphopt_passes.quantization.insertion import Array, LayerWeights, Quantizer, Recipe, insert
 from graphopt_passes.quantization.islands import keep_float
 from graphopt_passes.quantization.placement import NOT_FINITE, Layer, Placement, place
 from graphopt_passes.quantization.selection import select
-from graphopt_passes.quantization.targets import Target
+from graphopt_passes.quantization.targets import Spare, Target, wide_type
+
+_OF_ONE_TENSOR = "mse"
+"""How ranges on 16 bits are chosen where they are not told: there is hardly a choice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Settings:
         smooth: whether channels of normalizations are divided, "auto" where that is found to help.
         fastest: whether what is slower on integers on this machine stays float.
         known_slow: whether what is known to be slow on integers on the target stays float.
-        float_layers: how many of the layers that do most harm stay float.
-        sqnr: what the outputs must come to in dB, by leaving more layers float; 0 for no such bound.
+        spare_layers: how many of the layers that do most harm are spared.
+        spare_as: what they are spared as, float or 16-bit activations.
+        sqnr: what the outputs must come to in dB, by sparing more layers; 0 for no such bound.
         sensitivity: whether the harm of each layer is measured where nothing depends on it.
         saturates: whether the runtime adds products in pairs that saturate, so that weights must leave room.
         rows: rows of a layer's input that its second moments are taken from.
@@ -63,7 +67,8 @@ class Settings:
     smooth: str = "auto"
     fastest: bool = False
     known_slow: bool = False
-    float_layers: int = 0
+    spare_layers: int = 0
+    spare_as: Spare = "float"
     sqnr: float = 0.0
     sensitivity: bool = False
     saturates: bool = False
@@ -75,11 +80,13 @@ class Plan:
     """What runs on integers, and its numbers.
 
     Attributes:
-        floats: keys of layers that stay float for what they would cost in accuracy.
-        placement: of the float model, without them.
+        spared: keys of layers that are spared for what they would cost in accuracy.
+        floats: those of them that stay float; the others have 16-bit activations.
+        placement: of the float model, without what stays float.
         recipe: its numbers.
     """
 
+    spared: frozenset[str]
     floats: frozenset[str]
     placement: Placement
     recipe: Recipe
@@ -147,18 +154,20 @@ class Planner:
         _, inputs, *kernel = weight.shape.numpy()
         return bool(inputs == 1 and node.attributes.get_int("group", 1) > 1 and math.prod(kernel) >= taps)
 
-    def plan(self, floats: frozenset[str]) -> Plan:
-        """The final numbers of a model with `floats` in float."""
+    def plan(self, spared: frozenset[str]) -> Plan:
+        """The final numbers of a model in which the layers whose keys are `spared` are spared."""
+        nothing = frozenset[str]()
+        floats, wide = (spared, nothing) if self._settings.spare_as == "float" else (nothing, spared)
         placement = self.place(self._model, floats)
         if not placement.layers:
-            return Plan(floats, placement, Recipe({}, {}))
+            return Plan(spared, floats, placement, Recipe({}, {}))
         with self.stopwatch.step("statistics"):
             results = self.statistics(placement)
         with self.stopwatch.step("ranges"):
-            recipe = self.draft(placement, results, self._settings.ranges)
+            recipe = self.draft(placement, results, self._settings.ranges, wide)
         if self._settings.feedback or self._settings.correct_biases:
             recipe = self._repaired(floats, placement, recipe, results)
-        return Plan(floats, placement, recipe)
+        return Plan(spared, floats, placement, recipe)
 
     def statistics(
         self, placement: Placement, model: ir.Model | None = None, evidence: Evidence | None = None
@@ -182,20 +191,30 @@ class Planner:
                 raise
             raise DataError(f"{error}; the weight or bias of {broken} does too") from error
 
-    def draft(self, placement: Placement, results: Results, method: str) -> Recipe:
-        """Ranges as `method` chooses them, and layers rounded to nearest."""
+    def draft(self, placement: Placement, results: Results, method: str, wide: frozenset[str] = frozenset()) -> Recipe:
+        """Ranges as `method` chooses them, and layers rounded to nearest; those with `wide` keys on 16 bits."""
         dtype, symmetric = self._settings.activations, self._target.symmetric
         distributions = calibration.distributions(placement, results)
         if method == "auto":
             chosen = select(self._model, placement, distributions, self.evidence, dtype, symmetric=symmetric)
         else:
             chosen = calibration.by_method(distributions, dtype, symmetric=symmetric, method=method)
-        values = calibration.by_name(placement, chosen)
-        highest = saturation.highest(placement.layers, results, values) if self._settings.saturates else {}
-        return Recipe(values, {layer.key: self._nearest(layer, values, highest) for layer in placement.layers})
+        recipe = Recipe(calibration.by_name(placement, chosen), {})
+        if wide:
+            method = _OF_ONE_TENSOR if method == "auto" else method
+            wider = calibration.by_method(distributions, wide_type(dtype), symmetric=symmetric, method=method)
+            recipe = widths.mixed(placement, wide, recipe, calibration.by_name(placement, wider))
+        narrow = [layer for layer in placement.layers if self._reads(layer, recipe).dtype == dtype]
+        data = {layer.data.name or "": self._reads(layer, recipe) for layer in narrow}
+        highest = saturation.highest(narrow, results, data) if self._settings.saturates else {}
+        rounded = {layer.key: self._nearest(layer, recipe, highest) for layer in placement.layers}
+        return dataclasses.replace(recipe, layers=rounded)
 
-    def _nearest(self, layer: Layer, values: Mapping[str, Quantizer], highest: Mapping[str, Array]) -> LayerWeights:
-        data, largest = values[layer.data.name or ""], highest.get(layer.key)
+    def _reads(self, layer: Layer, recipe: Recipe) -> Quantizer:
+        return recipe.read(layer.data.name or "", layer.key)
+
+    def _nearest(self, layer: Layer, recipe: Recipe, highest: Mapping[str, Array]) -> LayerWeights:
+        data, largest = self._reads(layer, recipe), highest.get(layer.key)
         return layers.nearest(layer, self._target, data, biased=self._settings.correct_biases, highest=largest)
 
     def _repaired(self, floats: frozenset[str], placement: Placement, recipe: Recipe, float_results: Results) -> Recipe:

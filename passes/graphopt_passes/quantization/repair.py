@@ -108,7 +108,7 @@ class _Walk:
             self.stepper.advance([node.outputs[0]])
             self.seconds["feedback"] += rounded - started
             self.seconds["biases"] += time.perf_counter() - rounded
-        return Recipe(self.recipe.values, done)
+        return dataclasses.replace(self.recipe, layers=done)
 
     def _rounded(self, layer: Layer, node: ir.Node, weights: LayerWeights) -> LayerWeights:
         """The weight, rounded with error feedback from the inputs as they are now."""
@@ -127,7 +127,7 @@ class _Walk:
         bias, request = layers.float_bias(layer), Moments(node.outputs[0].name or "", layer.output_axis)
         assert bias is not None
         bias += self.float_results[mean_of(layer)].mean - self.stepper.collect([request])[request].mean
-        data: Quantizer = self.recipe.values[layer.data.name or ""]
+        data: Quantizer = self.recipe.read(layer.data.name or "", layer.key)
         stored = layers.integer_bias(bias, weights, self.repairs.target, data)
         _store(node, layer.form.bias, stored)
         return dataclasses.replace(weights, bias=stored)

@@ -1,8 +1,9 @@
 """Static quantization: all numbers are fixed from calibration samples, and what they cost is repaired layer by layer.
 
 1. Equalize what lies between linear layers, exactly in float (`equalize`, `smooth`).
-2. Decide what runs on integers (`placement`): what is slower there on this machine stays float (`speed`), and as many of
-   the layers that do most harm (`sensitivity`) as were asked for, or as it takes to come to a signal-to-noise ratio.
+2. Decide what runs on integers (`placement`): what is slower there on this machine stays float (`speed`). As many of the
+   layers that do most harm (`sensitivity`) as were asked for, or as it takes to come to a signal-to-noise ratio, stay
+   float, too, or get 16-bit activations (`widths`).
 3. Gather histograms of what is quantized and the mean of every layer's output in one run, and choose ranges
    (`calibration`).
 4. Walk through the quantized model, and let weights and biases make up for errors layer by layer (`repair`).
@@ -87,7 +88,7 @@ class _Static:
             (*remarks, *self.remarks.listed()),
             self.warnings,
             self.facts,
-            sparable=len(placement.layers) + self.settings.float_layers,
+            sparable=max(0, len(placement.layers) + len(plan.floats) - self.settings.spare_layers),
         )
 
     def _without_layers(self, placement: Placement) -> PassResult:
@@ -129,18 +130,20 @@ class _Static:
         return [layer.key for layer in self.planner.place(self.model).layers]
 
     def _mixed(self) -> Plan:
-        """What runs on integers with which numbers, with the layers in float that do most harm."""
+        """What runs on integers with which numbers, with the layers spared that do most harm."""
         settings = self.settings
-        if not self._keys() or not (settings.sensitivity or settings.float_layers or settings.sqnr):
+        if not self._keys() or not (settings.sensitivity or settings.spare_layers or settings.sqnr):
             return self.planner.plan(frozenset())
         harms = self._sensitivities()
         self.facts["sensitivity"] = [harm.to_dict() for harm in harms]
-        plan = self.planner.plan(sensitivity.worst(harms, settings.float_layers))
+        plan = self.planner.plan(sensitivity.worst(harms, settings.spare_layers))
         if self.judge is not None:
             plan = self._up_to_bound(plan, harms)
         for harm in harms:
             if harm.key in plan.floats:
                 self.remarks.missed(harm.layer, f"stays float: its quantization alone costs much ({harm})")
+            elif harm.key in plan.spared:
+                self.remarks.applied(harm.layer, f"has 16-bit activations: with 8 bits it alone costs much ({harm})")
         return plan
 
     def _sensitivities(self) -> Sequence[sensitivity.Sensitivity]:
@@ -156,8 +159,8 @@ class _Static:
             return self.evidence.remember(("sensitivity", method, *self._keys()), self.model, measured)
 
     def _up_to_bound(self, plan: Plan, harms: Sequence[sensitivity.Sensitivity]) -> Plan:
-        """The plan with the fewest layers in float that comes to the bound on the samples that judge."""
-        plans = {self.settings.float_layers: plan}
+        """The plan with the fewest layers spared that comes to the bound on the samples that judge."""
+        plans = {self.settings.spare_layers: plan}
 
         def is_enough(count: int) -> bool:
             plans[count] = self.planner.plan(sensitivity.worst(harms, count))
@@ -166,7 +169,7 @@ class _Static:
         with self.planner.stopwatch.step("mixed"):
             if self._sqnr(plan) >= self.settings.sqnr:
                 return plan
-            count = fewest(self.settings.float_layers, len(harms), is_enough)
+            count = fewest(self.settings.spare_layers, len(harms), is_enough)
             return plans[count] if count in plans else self.planner.plan(sensitivity.worst(harms, count))
 
     def _sqnr(self, plan: Plan) -> float:

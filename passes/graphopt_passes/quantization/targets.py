@@ -14,8 +14,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import onnx_ir as ir
+
+Spare: TypeAlias = Literal["float", "int16"]
+"""What becomes of a layer that 8 bits would harm."""
 
 _MOVEMENT = frozenset(
     {
@@ -52,6 +56,7 @@ class Target:
         dynamic: whether it has kernels for activations that are quantized as they come.
         machines: processors, as `platform.machine` calls them, on which measured time says what is fast on the target.
         dynamic_products: whether MatMul with weights is faster when its input is quantized as it comes.
+        spare: what layers that 8 bits would harm are spared as: float, or 16-bit activations where kernels take these.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Target:
     dynamic: bool = False
     machines: frozenset[str] = frozenset()
     dynamic_products: bool = False
+    spare: Spare = "float"
 
 
 _ORT = _COMMON | _MOVEMENT | {"Sigmoid", "LeakyRelu"}
@@ -111,9 +117,19 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
                 quantized_bias=False,
             ),
             Target("openvino", _ORT | {"ConvTranspose"}, products=True, quantized_bias=False),
-            Target("qnn", _ORT | {"ConvTranspose", "Softmax", "Sub", "Div", "HardSwish", "Gelu"}, products=True),
+            Target(
+                "qnn",
+                _ORT | {"ConvTranspose", "Softmax", "Sub", "Div", "HardSwish", "Gelu"},
+                products=True,
+                spare="int16",
+            ),
             Target("generic"),
         )
     }
 )
 """The targets by name."""
+
+
+def wide_type(dtype: ir.DataType) -> ir.DataType:
+    """The 16-bit integer type of the same signedness."""
+    return ir.DataType.INT16 if dtype.is_signed() else ir.DataType.UINT16
