@@ -36,6 +36,9 @@ NOT_FINITE = "its weight or bias is not finite"
 EXCLUDED = "excluded"
 """Why a node stays float that the caller asked for."""
 
+QUANTIZED = "it is quantized already"
+"""Why a layer is left alone whose weight is stored in integers."""
+
 _AVERAGING = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
 
 
@@ -148,8 +151,10 @@ class _Placing:
         data, weight = input_at(node, form.data[0]), input_at(node, form.weight)
         if data is None or weight is None:
             return None
-        if _is_quantized(data) or _is_quantized(weight) or self._is_quantized_behind(node):
-            return "it is quantized already"
+        if _is_quantized(weight):
+            return QUANTIZED
+        if _is_quantized(data) or self._is_quantized_behind(node):
+            return "what it reads or makes is quantized already"
         tensor = constant_tensor(weight)
         if tensor is None:
             return self._product(node, form)

@@ -27,7 +27,7 @@ from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import summarize
 from graphopt_passes.quantization import bodies, calibration, equalize, layers, sensitivity, speed
 from graphopt_passes.quantization.insertion import insert
-from graphopt_passes.quantization.placement import EXCLUDED, Placement
+from graphopt_passes.quantization.placement import EXCLUDED, QUANTIZED, Placement
 from graphopt_passes.quantization.plans import Plan, Planner, Settings
 from graphopt_passes.quantization.smooth import smooth_if_better
 
@@ -95,7 +95,9 @@ class _Static:
         """What is left to do where the main graph has nothing to quantize."""
         remarks = self._quantize_bodies()
         if not self.touched:
-            self.remarks.missed("the model", "stays float: no layer with constant float32 weights can run on integers")
+            self.remarks.missed(
+                "the model", "stays as it is: no layer with constant float32 weights can run on integers"
+            )
         self._remark_kept(placement)
         touched = [node for node in self.touched if node.graph is not None]
         return PassResult(bool(self.touched), touched, (*self.remarks.listed(), *remarks), facts=self.facts)
@@ -227,7 +229,7 @@ class _Static:
                 continue
             if why == EXCLUDED and not self.context.excluded(node):
                 continue  # said already, with figures
-            self.remarks.missed(label(node), f"stays float: {why}")
+            self.remarks.missed(label(node), f"left alone: {why}" if why == QUANTIZED else f"stays float: {why}")
 
     def _quantize_bodies(self) -> Sequence[Remark]:
         """Quantize what lies in bodies, where the target can and it is not slower; returns remarks."""
