@@ -3,6 +3,7 @@
     channel   k x k to r channels, then 1 x 1         svd       the same for products of matrices
     input     1 x 1 to r channels, then k x k         tucker    1 x 1, k x k, 1 x 1
     spatial   k x 1, then 1 x k                       decoupling   as `separate-depthwise` does it
+    heads     fewer dimensions in each head of attention, for the two layers before or around it
 
 Which layers, by which scheme and how far is decided for all of them together (`factorization.compress`).
 """
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 
-_Scheme: TypeAlias = Literal["auto", "channel", "input", "spatial", "tucker", "svd", "decoupling"]
+_Scheme: TypeAlias = Literal["auto", "channel", "input", "spatial", "tucker", "svd", "heads", "decoupling"]
 
 _ENERGY = 0.99
 
@@ -65,7 +66,7 @@ class Factorize(Pass):
 
         names = [one for one in self.schemes if one != "auto"]
         if "auto" in self.schemes:
-            names += ["channel", "input", "spatial", "tucker"]
+            names += ["channel", "input", "spatial", "tucker", "heads"]
         budget = Budget(self.macs, self.params)
         energy = _ENERGY if self.energy is None and not budget and self.rank is None else self.energy
         tried = search(names, context, align=self.align, faster=self.prefer == "latency", rank=self.rank)

@@ -8,6 +8,7 @@ as they are, and the relative error of a layer's weights stands for its harm.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,10 +23,13 @@ from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
 from graphopt.pricing import price
 from graphopt_passes.factorization import sequential
+from graphopt_passes.factorization.attention import Heads, attention_heads, shrink
 from graphopt_passes.factorization.candidates import Candidate, Search, fit_all, interpolated, probed
 from graphopt_passes.factorization.choice import choose
 from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.harm import Harm
+from graphopt_passes.factorization.head_fits import HeadFits
+from graphopt_passes.factorization.head_fits import candidates as heads_of
 from graphopt_passes.factorization.regression import Regression
 from graphopt_passes.factorization.schemes import Fits, Fitted
 from graphopt_passes.factorization.sites import Site, site_of
@@ -35,6 +39,7 @@ from graphopt_passes.factorization.transposed import (
     transposed_layers,
     transposed_site,
 )
+from graphopt_passes.factorization.units import TOGETHER, Option, Proposal, both, total, units_of
 from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 from graphopt_passes.reconstruction.walk import Walk
@@ -77,14 +82,6 @@ class Settings:
     through: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Proposal:
-    """A layer and its candidates; the first is the layer as it is."""
-
-    site: Site
-    candidates: list[Candidate]
-
-
 def compress(model: ir.Model, context: PassContext, settings: Settings) -> PassResult:
     """Compress `model` in place.
 
@@ -115,7 +112,7 @@ class Compression:
         sites = self._sites()
         evidence = self.context.evidence
         if evidence is None:
-            return {key: self._from_weights(site) for key, site in sites.items()}
+            return {key: self._with_heads(self._from_weights(site), sites) for key, site in sites.items()}
         return self._from_samples(sites, evidence)
 
     def choose(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
@@ -127,7 +124,9 @@ class Compression:
         if budget:
             chosen = self._within_budget(proposals, budget)
         else:
-            chosen = {key: self._alone(one) for key, one in proposals.items()}
+            chosen = {}
+            for options in units_of(proposals):
+                chosen |= self._alone(options)
         self._remark(proposals, chosen)
         return chosen
 
@@ -135,15 +134,16 @@ class Compression:
         self, model: ir.Model, proposals: Mapping[str, Proposal], chosen: Mapping[str, Candidate]
     ) -> list[ir.Node]:
         """Rewrite `model`, the one that proposals were made for or a clone; returns the nodes that were made."""
-        replaced = {key: one for key, one in chosen.items() if one.scheme != "keep"}
-        layers = [one for one in _layers(model) if one.key in proposals]
-        sites = {one.key: dataclasses.replace(proposals[one.key].site, layer=one) for one in layers}
+        replaced = {key: one for key, one in chosen.items() if one.scheme not in (*TOGETHER, "keep")}
         names = FreshNames(model)
         evidence = self.context.evidence
-        if not replaced:
+        original = model.clone()
+        turned, touched = self._shrink_heads(model, chosen, names)
+        if not replaced and not touched:
             return []
+        layers = [one for one in _layers(model) if one.key in proposals]
+        sites = {one.key: dataclasses.replace(proposals[one.key].site, layer=one) for one in layers}
         moments = {} if evidence is None else self._moments(sites, evidence)
-        original, touched = model.clone(), []
         for key, candidate in replaced.items():
             if evidence is not None and key not in moments:
                 continue
@@ -156,7 +156,33 @@ class Compression:
         pairs = {key: (sites[key], one) for key, one in replaced.items() if key not in moments}
         walked = [layer for layer in layers if not isinstance(layer, TransposedLinear)]
         with Walk(original, model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
-            return touched + sequential.apply(walk, walked, pairs, names, through=self.settings.through)
+            return touched + sequential.apply(walk, walked, pairs, names, turned, through=self.settings.through)
+
+    def _shrink_heads(
+        self, model: ir.Model, chosen: Mapping[str, Candidate], names: FreshNames
+    ) -> tuple[dict[str, Array], list[ir.Node]]:
+        """Narrow attention heads; what layers' outputs were multiplied with, and the nodes that changed."""
+        turned: dict[str, Array] = {}
+        touched: list[ir.Node] = []
+        for pair in attention_heads(model.graph, Extents(model)):
+            candidate = chosen.get(pair.judged.key)
+            if candidate is None or candidate.scheme != "heads":
+                continue
+            turned |= shrink(pair, self._head_fits.bases(pair, candidate.amount[0]), names)
+            touched += [pair.first.node, pair.second.node]
+        return turned, touched
+
+    @functools.cached_property
+    def _pairs(self) -> dict[str, Heads]:
+        """Pairs of layers that may get narrower heads, by the key of the layer that they are judged by."""
+        if not self.settings.search.heads or self.settings.search.fixed:
+            return {}
+        found = attention_heads(self.model.graph, Extents(self.model))
+        return {pair.judged.key: pair for pair in found}
+
+    @functools.cached_property
+    def _head_fits(self) -> HeadFits:
+        return HeadFits(self.model, list(self._pairs.values()), self.context.evidence)
 
     # Candidates
 
@@ -197,7 +223,7 @@ class Compression:
                     quadratics = [Quadratic.of(*one) for one in zip(layer.weight(), moments[layer.key], strict=True)]
                     proposals[layer.key] = self._measured(layer, Fits(site, quadratics), None, harm)
                     continue
-                proposals[layer.key] = self._on_rows(site, layer, walk, harm)
+                proposals[layer.key] = self._with_heads(self._on_rows(site, layer, walk, harm), sites, harm)
                 walk.advance(layer.key)
         return proposals
 
@@ -220,6 +246,23 @@ class Compression:
         harms = harm.measure(layer, [(one, None if regression is None else regression.bias(one)) for one in denses])
         return Proposal(fits.site, [keep, *interpolated(candidates, probes, harms)])
 
+    def _with_heads(self, proposal: Proposal, sites: Mapping[str, Site], harm: Harm | None = None) -> Proposal:
+        """The same with candidates for a layer and its partner in attention together."""
+        pair = self._pairs.get(proposal.site.layer.key)
+        if pair is None or pair.other.key not in sites:
+            return proposal
+        bound = max(EXACT, self.settings.error)
+        offered = heads_of(self.settings.search, pair, sites, self._head_fits)
+        found = sorted((one for one in offered if one[0].error <= bound), key=lambda one: one[0].error)
+        shared = [one for one, _ in found]
+        if harm is None:
+            shared = [dataclasses.replace(one, harm=one.error) for one in shared]
+        elif self.settings.budget:
+            probes = probed(shared, self.settings.probes)
+            replacements = [self._head_fits.replacement(pair, found[index][1]) for index in probes]
+            shared = interpolated(shared, probes, harm.measure(pair.judged, replacements))
+        return dataclasses.replace(proposal, partner=pair.other.key, shared=shared)
+
     def _moments(self, sites: Mapping[str, Site], evidence: Evidence) -> Mapping[str, list[Array]]:
         """Of the layers that have no rows of patches."""
         layers = [site.layer for site in sites.values() if isinstance(site.layer, TransposedLinear)]
@@ -232,48 +275,54 @@ class Compression:
 
     # Choice
 
-    def _alone(self, proposal: Proposal) -> Candidate:
-        """The cheapest candidate of those that are accurate enough; where the amount is fixed, the most accurate."""
-        keep, *others = proposal.candidates
+    def _alone(self, options: list[Option]) -> Option:
+        """The cheapest of what is accurate enough; where the amount is fixed, the most accurate replacement."""
+        keep, *others = options
         if self.settings.search.fixed:
-            return min(others, key=lambda one: (one.error, one.macs), default=keep)
-        if self.settings.search.faster:
-            return min(proposal.candidates, key=lambda one: (one.seconds, one.error))
-        return min(proposal.candidates, key=lambda one: (one.macs, one.weights, one.error))
+            return min(others, key=lambda one: (total(one, "error"), total(one, "macs")), default=keep)
+        order = ("seconds", "error") if self.settings.search.faster else ("macs", "weights", "error")
+        return min(options, key=lambda one: tuple(total(one, what) for what in order))
 
     def _within_budget(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
         totals = price(self.model)
         kinds = [
-            (bound if bound > 1 else bound * total, attribute, total)
-            for bound, attribute, total in (
+            (bound if bound > 1 else bound * whole, attribute, whole)
+            for bound, attribute, whole in (
                 (budget.macs, "macs", totals.macs),
                 (budget.params, "weights", totals.params),
             )
             if bound is not None
         ]
-        options = [one.candidates for one in proposals.values()]
+        options = units_of(proposals)
         budgets = []
-        for bound, attribute, total in kinds:
-            fixed = total - sum(getattr(one[0], attribute) for one in options)
-            least = fixed + sum(min(getattr(each, attribute) for each in one) for one in options)
+        for bound, attribute, whole in kinds:
+            fixed = whole - sum(total(one[0], attribute) for one in options)
+            least = fixed + sum(min(total(each, attribute) for each in one) for one in options)
             if least > bound:
                 what = "macs" if attribute == "macs" else "params"
                 raise TargetNotMetError(
-                    f"{what}={bound / total:.3g}: the least that these schemes can reach is {what}={least / total:.3g}"
+                    f"{what}={bound / whole:.3g}: the least that these schemes can reach is {what}={least / whole:.3g}"
                 )
             budgets.append(bound - fixed)
-        harms = [np.array([each.harm for each in one]) for one in options]
-        costs = [np.array([[getattr(each, kind[1]) for kind in kinds] for each in one], float) for one in options]
+        harms = [np.array([total(each, "harm") for each in one]) for one in options]
+        costs = [np.array([[total(each, kind[1]) for kind in kinds] for each in one], float) for one in options]
         picked = choose(harms, costs, budgets)
         if picked is None:
             raise TargetNotMetError("no choice of replacements keeps both macs and params")
-        return {key: one[index] for key, one, index in zip(proposals, options, picked, strict=True)}
+        chosen: Option = {}
+        for one, index in zip(options, picked, strict=True):
+            chosen |= one[index]
+        return {key: chosen[key] for key in proposals}
 
     def _remark(self, proposals: Mapping[str, Proposal], chosen: Mapping[str, Candidate]) -> None:
         measured = self.context.evidence is not None
         for key, one in chosen.items():
             proposal = proposals[key]
             place, keep = label(proposal.site.layer.node), proposal.candidates[0]
+            if one.scheme == "partner":
+                continue
+            if one.scheme == "heads":
+                keep = both(keep, proposals[proposal.partner or ""].candidates[0])
             if one.scheme == "keep":
                 pays = len(proposal.candidates) > 1
                 self.remarks.missed(

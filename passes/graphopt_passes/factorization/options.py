@@ -31,4 +31,4 @@ def search(
     wanted = {"channel" if one == "svd" else one for one in options}
     schemes = tuple(name for name, scheme in SCHEMES.items() if scheme.option in wanted)
     unit = context.device.alignment if align is None else align
-    return Search(schemes, unit, context.device, faster, rank, branches)
+    return Search(schemes, unit, context.device, faster, rank, branches, "heads" in wanted)

@@ -6,7 +6,9 @@ replacements are refitted through the activation behind, and layers that are kep
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -70,15 +72,28 @@ def apply(
     layers: list[Linear],
     chosen: Mapping[str, tuple[Site, Candidate]],
     names: FreshNames,
+    turned: Mapping[str, Array] = MappingProxyType({}),
     *,
     through: bool = False,
 ) -> list[ir.Node]:
-    """Rewrite the compressed network of `walk`; returns the nodes that were made or changed."""
+    """Rewrite the compressed network of `walk`; returns the nodes that were made or changed.
+
+    Args:
+        walk: has not run any of `layers` yet.
+        layers: of the compressed network, in topological order.
+        chosen: by their keys, where a layer is replaced by what.
+        names: free names of the compressed network.
+        turned: matrices (C', C) by key, where a layer gives C' channels that are these of the original's C.
+        through: see `refit`.
+    """
     touched: list[ir.Node] = []
     for layer in layers:
         key = layer.key  # a replaced layer loses its name to what replaces it
         site, candidate = chosen.get(key, (None, None))
         seen = walk.observe(layer)
+        if key in turned:
+            targets = turned[key].astype(np.float32) @ seen.targets
+            seen = dataclasses.replace(seen, targets=targets, offset=None, activation=None)
         if site is not None or seen.rows >= ROWS_PER_INPUT * layer.width:
             regression = Regression(seen, layer.weight(), centred=layer.takes_bias)
             fitted, dense, bias = refit(regression, site, candidate, through=through)
