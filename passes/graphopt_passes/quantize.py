@@ -188,16 +188,26 @@ class Quantize(Pass):
         ) -> tuple[list[ir.Node], tuple[Remark, ...]]:
             return dynamic.apply(model, context, saturates=saturates, only=only)
 
-        if context.evidence is not None and self.smooth != "never":
-            smoothed = smooth_if_better(model, context, context.evidence, apply, always=self.smooth == "always")
-        choice = None
+        choice = before = None
         if context.evidence is not None and self._measures(context):
-            choice = dynamic_speed.fastest(model, apply, context.evidence)
-        nodes, remarks = apply(model, dynamic_speed.allowing(model, choice.floats if choice else ()))
+            choice, before = dynamic_speed.fastest(model, apply, context.evidence), model.clone()
+        allowed = dynamic_speed.allowing(choice.floats if choice else ())
+        if context.evidence is not None and self.smooth != "never":
+            smoothed = smooth_if_better(
+                model,
+                context,
+                context.evidence,
+                lambda copy: apply(copy, allowed),
+                always=self.smooth == "always",
+                scalable=allowed,
+            )
+        nodes, remarks = apply(model, allowed)
         touched = dict.fromkeys((*(node for node in smoothed.touched if node.graph is not None), *nodes))
         for where, why in choice.reverted if choice else ():
             said.missed(where, why)
-        warnings = () if choice is None else _slower(choice.against_float, bool(nodes))
+        warnings: Sequence[str] = ()
+        if choice is not None and before is not None and context.evidence is not None:
+            warnings = _slower(dynamic_speed.race(context.evidence, before, model), bool(nodes))
         return PassResult(bool(touched), list(touched), (*smoothed.remarks, *remarks, *said.listed()), warnings)
 
     def _measures(self, context: PassContext) -> bool:

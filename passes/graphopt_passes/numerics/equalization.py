@@ -196,7 +196,9 @@ class Choice(NamedTuple):
     after: float
 
 
-def best_factors(channels: Channels, activation: Grid, weight: Grid, ratio: float = MOST_RATIO) -> Choice:
+def best_factors(
+    channels: Channels, activation: Grid, weight: Grid, ratio: float = MOST_RATIO, *, bounded: bool = False
+) -> Choice:
     """The factors of least predicted noise among those of `smooth` for α in 0, .1, ..., 1, and none (all 1).
 
     Repeated on the result as long as that is worth it: what comes out is left alone when it comes in.
@@ -206,8 +208,9 @@ def best_factors(channels: Channels, activation: Grid, weight: Grid, ratio: floa
         activation: the grid of the activation.
         weight: the grid of the weights, each output with a scale of its own.
         ratio: largest factor over smallest.
+        bounded: whether no number will ever be outside of the ranges.
     """
-    noise = Noise(channels, activation, weight)
+    noise = Noise(channels, activation, weight, bounded=bounded)
     factors = np.ones(len(channels.low))
     before = least = noise(factors)
     for _ in range(_MOST_ROUNDS):

@@ -31,12 +31,12 @@ class Choice:
     """What stays float to be fast.
 
     Attributes:
-        floats: places of nodes in the main graph.
+        floats: names of the values that the nodes make.
         reverted: of each product that stays float: its place, and why.
         against_float: time of the model as it is chosen, against float.
     """
 
-    floats: frozenset[int]
+    floats: frozenset[str]
     reverted: tuple[tuple[str, str], ...]
     against_float: Latency
 
@@ -52,53 +52,58 @@ def fastest(model: ir.Model, apply: Apply, evidence: Evidence) -> Choice | None:
     integer, converted = _quantized(model, apply, ())
     if not converted:
         return None
-    nodes, slow = tuple(model.graph), dict[int, Latency]()
-    for places in _by_shape(nodes, converted):
-        variant, _ = _quantized(model, apply, places)
-        time = _race(evidence, variant, integer)
+    slow: dict[str, Latency] = {}
+    for products in _by_shape(node for node in model.graph if _result(node) in converted):
+        names = [_result(node) for node in products]
+        variant, _ = _quantized(model, apply, names)
+        time = race(evidence, variant, integer)
         if time.interval[0] > 1:
-            slow |= dict.fromkeys(places, time)
-    as_integer = Choice(frozenset(), (), _race(evidence, model, integer))
+            slow |= dict.fromkeys(names, time)
+    as_integer = Choice(frozenset(), (), race(evidence, model, integer))
     if not slow:
         return as_integer
     chosen, _ = _quantized(model, apply, slow)
-    gain = _race(evidence, integer, chosen).interval[1]
+    gain = race(evidence, integer, chosen).interval[1]
     if gain < WORTH or (gain < 1 < as_integer.against_float.interval[0]):
-        reverted = tuple((label(nodes[place]), _why(time)) for place, time in sorted(slow.items()))
-        return Choice(frozenset(slow), reverted, _race(evidence, model, chosen))
+        reverted = tuple((label(node), _why(slow[name])) for node in model.graph if (name := _result(node)) in slow)
+        return Choice(frozenset(slow), reverted, race(evidence, model, chosen))
     return as_integer
 
 
-def allowing(model: ir.Model, floats: Collection[int]) -> Callable[[ir.Node], bool]:
-    """Whether a node may be quantized, in `model` or a clone of it that still has all its nodes."""
-    kept = {node for place, node in enumerate(model.graph) if place in floats}
-    return lambda node: node not in kept
+def allowing(floats: Collection[str]) -> Callable[[ir.Node], bool]:
+    """Says of a node whether it may be quantized; `floats` are the names of what is to be made in float."""
+    return lambda node: _result(node) not in floats
 
 
-def _quantized(model: ir.Model, apply: Apply, floats: Collection[int]) -> tuple[ir.Model, list[int]]:
-    """A quantized clone, and the places of the nodes that it has integers for."""
+def race(evidence: Evidence, before: ir.Model, after: ir.Model) -> Latency:
+    """Time of `after` against that of `before`."""
+    return summarize(evidence.race([before, after]), evidence.threads, CONFIDENCE)
+
+
+def _quantized(model: ir.Model, apply: Apply, floats: Collection[str]) -> tuple[ir.Model, frozenset[str]]:
+    """A quantized clone, and the names of what products made that it has integers for."""
     copy = model.clone()
-    nodes = tuple(copy.graph)
-    apply(copy, allowing(copy, floats))
-    return copy, [place for place, node in enumerate(nodes) if node.graph is None and node.op_type in PRODUCTS]
+    products = {node: _result(node) for node in copy.graph if node.op_type in PRODUCTS}
+    apply(copy, allowing(floats))
+    return copy, frozenset(name for node, name in products.items() if node.graph is None)
 
 
-def _by_shape(nodes: tuple[ir.Node, ...], places: Iterable[int]) -> list[list[int]]:
-    """`places` by what a product's time depends on."""
-    shapes: dict[tuple[str, ...], list[int]] = {}
-    for place in places:
-        described = (nodes[place].op_type, *(str(value and value.shape) for value in nodes[place].inputs[:2]))
-        shapes.setdefault(described, []).append(place)
-    return sorted(shapes.values(), key=lambda found: -sum(_weights(nodes[place]) for place in found))[:_MOST]
+def _result(node: ir.Node) -> str:
+    return (node.outputs[0].name or "") if node.outputs else ""
+
+
+def _by_shape(products: Iterable[ir.Node]) -> list[list[ir.Node]]:
+    """`products` by what their time depends on."""
+    shapes: dict[tuple[str, ...], list[ir.Node]] = {}
+    for node in products:
+        described = (node.op_type, *(str(value and value.shape) for value in node.inputs[:2]))
+        shapes.setdefault(described, []).append(node)
+    return sorted(shapes.values(), key=lambda found: -sum(map(_weights, found)))[:_MOST]
 
 
 def _weights(node: ir.Node) -> int:
     tensor = constant_tensor(node.inputs[1])
     return 0 if tensor is None else tensor.size
-
-
-def _race(evidence: Evidence, before: ir.Model, after: ir.Model) -> Latency:
-    return summarize(evidence.race([before, after]), evidence.threads, CONFIDENCE)
 
 
 def _why(time: Latency) -> str:

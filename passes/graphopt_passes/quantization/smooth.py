@@ -6,6 +6,8 @@ In transformers a few channels are tens of times as large as the rest, always th
 is where they can be made smaller for nothing. Xiao et al. 2023; factors from `numerics.equalization`. All that reads the
 normalization must be linear with constant weights: a residual branch behind it, as in BERT, rules it out.
 
+Where dynamic quantization may spend a Mul on it (`input_scales`), the inputs of the other products are divided as well.
+
 Predicted noise is no promise, so that it is done only where the outputs of the quantized model come closer (`smooth_if_better`).
 """
 
@@ -23,12 +25,12 @@ from graphopt_passes.lossless.linear import Linear
 from graphopt_passes.numerics import equalization
 from graphopt_passes.numerics.equalization import Channels, Choice
 from graphopt_passes.numerics.quantizer import S8_NARROW, U8, Grid
-from graphopt_passes.quantization import rescaling
+from graphopt_passes.quantization import input_scales, rescaling
 from graphopt_passes.quantization.rescaling import Between, Rescaled, Rescaling
 from graphopt_passes.rewriting import Site
 
 _SAMPLES = 32
-_WORTH_DB = 0.2
+_WORTH_DB, _WORTH_A_MUL_DB = 0.2, 1.0
 _WRITTEN_OUT = frozenset({"Add", "Mul"})
 
 
@@ -48,6 +50,7 @@ def smooth(
     alpha: float | None = None,
     activation: Grid = U8,
     weight: Grid = S8_NARROW,
+    bounded: bool = False,
 ) -> Rescaled:
     """Divide the channels of normalizations, where that lowers the predicted noise.
 
@@ -58,6 +61,7 @@ def smooth(
         alpha: 0 equalizes the weights, 1 the activation; None takes the α of least predicted noise.
         activation: the grid of activations.
         weight: the grid of weights, which have one scale per output channel.
+        bounded: whether ranges are measured in every run, so that nothing is ever clipped.
     """
     run = Rescaling(model, context)
     for node, found in list(_all_between(run.main)):
@@ -69,7 +73,7 @@ def smooth(
         if found.ceilings or channels is None:
             run.remarks.missed(label(node), "kept: what it makes is clipped, or its ranges are not known")
             continue
-        run.choose(found, _choice(channels, alpha, activation, weight), run.main, label(node))
+        run.choose(found, _choice(channels, alpha, activation, weight, bounded), run.main, label(node))
     return run.result()
 
 
@@ -80,6 +84,7 @@ def smooth_if_better(
     quantize: Callable[[ir.Model], object],
     *,
     always: bool = False,
+    scalable: Callable[[ir.Node], bool] | None = None,
     activation: Grid = U8,
     weight: Grid = S8_NARROW,
 ) -> Rescaled:
@@ -91,35 +96,42 @@ def smooth_if_better(
         evidence: calibration samples; a few of them decide.
         quantize: quantizes a copy in place, roughly.
         always: whether it is done without a trial.
+        scalable: says of a product whether a Mul may scale its input, where what makes that cannot; None is of none.
         activation: the grid of activations.
         weight: the grid of weights.
     """
-    wanted = requests(model, context)
-    if not wanted:
-        return Rescaled()
-    results = evidence.collect(model, wanted)
+    run = Rescaling(model, context)
+    muls = [] if scalable is None else input_scales.insert(run, scalable)
+    try:
+        wanted = requests(model, context)
+        if not wanted:
+            return Rescaled()
+        results = evidence.collect(model, wanted)
 
-    def smoothed(which: ir.Model) -> Rescaled:
-        return smooth(which, results, context, activation=activation, weight=weight)
+        def smoothed(which: ir.Model) -> Rescaled:
+            return smooth(which, results, context, activation=activation, weight=weight, bounded=scalable is not None)
 
-    if not always:
-        trial, plain = model.clone(), model.clone()
-        found = smoothed(trial)
-        if not found.touched:
-            return Rescaled(remarks=found.remarks)
-        few = evidence.subset(_SAMPLES)
-        quantize(plain)
-        quantize(trial)
-        before, after = few.sqnr(model, plain), few.sqnr(model, trial)
-        if after < before + _WORTH_DB:
-            what = f"left out: outputs come to {after:.1f} dB with it, to {before:.1f} without"
-            return Rescaled(remarks=(Remark("SmoothQuant", what),))
-    return smoothed(model)
+        if not always:
+            trial, plain = model.clone(), model.clone()
+            found = smoothed(trial)
+            if not found.touched:
+                return Rescaled(remarks=found.remarks)
+            few = evidence.subset(_SAMPLES)
+            quantize(plain)
+            quantize(trial)
+            before, after = few.sqnr(model, plain), few.sqnr(model, trial)
+            costs = any(mul.outputs[0].name in found.factors for mul in muls)
+            if after < before + (_WORTH_A_MUL_DB if costs else _WORTH_DB):
+                what = f"left out: outputs come to {after:.1f} dB with it, to {before:.1f} without"
+                return Rescaled(remarks=(Remark("SmoothQuant", what),))
+        return smoothed(model)
+    finally:
+        input_scales.remove_ones(muls, run)
 
 
-def _choice(channels: Channels, alpha: float | None, activation: Grid, weight: Grid) -> Choice:
+def _choice(channels: Channels, alpha: float | None, activation: Grid, weight: Grid, bounded: bool) -> Choice:
     if alpha is None:
-        return equalization.best_factors(channels, activation, weight)
+        return equalization.best_factors(channels, activation, weight, bounded=bounded)
     return Choice(equalization.smooth(channels.largest, channels.read_by, alpha), 1.0, 0.0)
 
 
