@@ -40,7 +40,7 @@ from graphopt_passes.factorization.compress import Budget, Compression, Settings
 from graphopt_passes.factorization.harm import divergence
 from graphopt_passes.factorization.options import search
 
-ALL = ("channel", "input", "spatial", "tucker", "heads")
+ALL = ("channel", "input", "spatial", "tucker", "heads", "hidden")
 
 
 @dataclasses.dataclass(frozen=True)

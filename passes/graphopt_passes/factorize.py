@@ -4,6 +4,7 @@
     input     1 x 1 to r channels, then k x k         tucker    1 x 1, k x k, 1 x 1
     spatial   k x 1, then 1 x k                       decoupling   as `separate-depthwise` does it
     heads     fewer dimensions in each head of attention, for the two layers before or around it
+    hidden    fewer units between two products of matrices
 
 Which layers, by which scheme and how far is decided for all of them together (`factorization.compress`).
 """
@@ -18,7 +19,7 @@ import onnx_ir as ir
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 
-_Scheme: TypeAlias = Literal["auto", "channel", "input", "spatial", "tucker", "svd", "heads", "decoupling"]
+_Scheme: TypeAlias = Literal["auto", "channel", "input", "spatial", "tucker", "svd", "heads", "hidden", "decoupling"]
 
 _ENERGY = 0.99
 
@@ -66,7 +67,7 @@ class Factorize(Pass):
 
         names = [one for one in self.schemes if one != "auto"]
         if "auto" in self.schemes:
-            names += ["channel", "input", "spatial", "tucker", "heads"]
+            names += ["channel", "input", "spatial", "tucker", "heads", "hidden"]
         budget = Budget(self.macs, self.params)
         energy = _ENERGY if self.energy is None and not budget and self.rank is None else self.energy
         tried = search(names, context, align=self.align, faster=self.prefer == "latency", rank=self.rank)

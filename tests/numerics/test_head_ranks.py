@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from graphopt_passes.numerics.head_ranks import ScoreBases, ValueBases, by_head
+from graphopt_passes.numerics.hidden_units import UnitBases
 from graphopt_passes.numerics.quadratic import Quadratic
 
 
@@ -70,3 +73,29 @@ def test_singular_moments_give_finite_bases() -> None:
 def test_blocks_on_the_diagonal() -> None:
     whole = np.arange(16.0).reshape(4, 4)
     np.testing.assert_array_equal(by_head(whole, 2), [[[0, 1], [4, 5]], [[10, 11], [14, 15]]])
+
+
+def test_hidden_units_that_others_make_up_for_go_first() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(6, 300))
+    rows[4] = rows[0] - rows[1]
+    rows[5] = 0.5 * rows[2]
+    quadratic = Quadratic.of(rng.normal(size=(3, 6)), rows @ rows.T / 300)
+    fits = UnitBases(quadratic)
+    assert fits.fit(4).error < 1e-5
+    errors = [fits.fit(count).error for count in range(1, 7)]
+    assert errors == sorted(errors, reverse=True)
+    best = fits.fit(3)
+    subsets = [list(one) for one in itertools.combinations(range(6), 3)]
+    least = min(quadratic.error(restricted(quadratic, one)) for one in subsets)
+    assert least * (1 - 1e-6) <= best.error < 2 * least
+    np.testing.assert_allclose(best.second @ best.first[0], best.dense)
+
+
+def restricted(quadratic: Quadratic, kept: list[int]) -> np.ndarray:
+    """The best map that reads only the inputs `kept`, by lstsq."""
+    assert quadratic.gram is not None
+    root = np.linalg.cholesky(quadratic.gram + 1e-9 * np.eye(6))
+    found = np.zeros_like(quadratic.target)
+    found[:, kept] = np.linalg.lstsq(root.T[:, kept], root.T @ quadratic.target.T, rcond=None)[0].T
+    return found

@@ -15,8 +15,9 @@ from graphopt.analysis.extents import Extents
 from graphopt.ir.surgery import FreshNames
 from graphopt.lift import lift
 from graphopt.runtime.session import Session
-from graphopt_passes.factorization.attention import attention_heads, shrink
-from graphopt_passes.factorization.head_fits import HeadFits
+from graphopt_passes.factorization.attention import attention_pairs
+from graphopt_passes.factorization.pair_fits import PairFits
+from graphopt_passes.factorization.pairs import shrink
 
 MODELS = Path(__file__).parents[2] / "models"
 HEADS, SIZE, WIDTH = 2, 6, 12
@@ -76,7 +77,7 @@ def outputs(model: Any, data: dict[str, np.ndarray]) -> np.ndarray:
 
 def pairs(text: str) -> list[tuple[str, str, str, int, int, bool]]:
     model = lift(onnx.shape_inference.infer_shapes(network(text))).model
-    found = attention_heads(model.graph, Extents(model))
+    found = attention_pairs(model.graph, Extents(model))
     return [(one.kind, one.first.key, one.second.key, one.count, one.size, one.shifts) for one in found]
 
 
@@ -122,8 +123,8 @@ def test_heads_that_attend_to_each_other_are_no_pair() -> None:
 def test_all_dimensions_that_count_are_enough() -> None:
     proto = network(rank=4)
     model = lift(onnx.shape_inference.infer_shapes(proto)).model
-    found = attention_heads(model.graph, Extents(model))
-    fits = HeadFits(model, found, None)
+    found = attention_pairs(model.graph, Extents(model))
+    fits = PairFits(model, found, None)
     names = FreshNames(model)
     for pair in found:
         shrink(pair, fits.bases(pair, 4), names)

@@ -13,59 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.dataflow import only_reader
 from graphopt.analysis.extents import Extents
-from graphopt.ir.surgery import FreshNames, drop_unread
 from graphopt.ir.walk import constant_tensor
 from graphopt.ops import attributes
 from graphopt.ops.base import input_at
-from graphopt_passes.numerics.head_ranks import Bases
-from graphopt_passes.numerics.quadratic import Array
+from graphopt_passes.factorization.pairs import Pair
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 
 
-@dataclass(frozen=True, eq=False)
-class Heads:
-    """A pair of layers.
-
-    Attributes:
-        kind: what lies between them.
-        first: makes queries, or values.
-        second: makes keys, or reads what attention made of the values.
-        count: H, heads.
-        size: d, dimensions of each.
-        shifts: whether a constant per query does not matter, because a Softmax over keys follows.
-        named: Reshapes, with the element of their shape that names d or H d.
-        axes: values between the layers, with the axis that has the extent d or H d.
-    """
-
-    kind: Literal["scores", "values"]
-    first: Linear
-    second: Linear
-    count: int
-    size: int
-    shifts: bool
-    named: tuple[tuple[ir.Node, int], ...]
-    axes: tuple[tuple[ir.Value, int], ...]
-
-    @property
-    def judged(self) -> Linear:
-        """The layer that a smaller rank can be written into with all extents as they are."""
-        return self.first if self.kind == "scores" else self.second
-
-    @property
-    def other(self) -> Linear:
-        """The other one."""
-        return self.second if self.kind == "scores" else self.first
-
-
-def attention_heads(graph: ir.Graph, extents: Extents) -> list[Heads]:
-    """All pairs of a graph, of which no two have a layer in common."""
+def attention_pairs(graph: ir.Graph, extents: Extents) -> list[Pair]:
+    """All pairs of a graph."""
     products = [layer for layer in linear_layers(graph) if layer.node.op_type in ("Gemm", "MatMul")]
     traces: dict[ir.Node, list[_Trace]] = {}
     for layer in products:
@@ -78,11 +39,7 @@ def attention_heads(graph: ir.Graph, extents: Extents) -> list[Heads]:
             traces.setdefault(end, []).append(trace)
     readers = {layer.data: layer for layer in products}
     pairs = (_scores(node, ends) or _values(node, ends, readers) for node, ends in traces.items())
-    found: dict[str, Heads] = {}
-    for pair in pairs:
-        if pair is not None and pair.first is not pair.second and not {pair.first.key, pair.second.key} & set(found):
-            found |= {pair.first.key: pair, pair.second.key: pair}
-    return list(dict.fromkeys(found.values()))
+    return [pair for pair in pairs if pair is not None]
 
 
 @dataclass
@@ -96,8 +53,8 @@ class _Trace:
         axis: of `value`, that holds the channels, or the dimensions of each head.
         outer: of `value`, that holds the heads, alone or as its fastest part; None before they are split, and for one head.
         size: d, 0 before the channels are split.
-        named: see `Heads`.
-        axes: see `Heads`.
+        named: see `Pair`.
+        axes: see `Pair`.
     """
 
     layer: Linear
@@ -137,11 +94,11 @@ class _Trace:
 
     def _moves(self, node: ir.Node) -> bool:
         if node.op_type == "Mul" and node.inputs[1] is self.value:
-            return _is_number(node.inputs[0])
+            return is_number(node.inputs[0])
         if node.inputs[0] is not self.value:
             return False
         if node.op_type in ("Mul", "Div"):
-            return _is_number(node.inputs[1])
+            return is_number(node.inputs[1])
         before, after = self.extents.dims(self.value), self.extents.dims(node.outputs[0])
         if before is None or after is None:
             return False
@@ -193,12 +150,13 @@ def _same_place(before: Sequence[int], axis: int, after: Sequence[int]) -> int |
     return next(places, None)
 
 
-def _is_number(value: ir.Value | None) -> bool:
+def is_number(value: ir.Value | None) -> bool:
+    """Whether `value` is one constant number for all positions."""
     tensor = constant_tensor(value)
     return tensor is not None and tensor.size == 1 and all(extent == 1 for extent in tensor.shape.numpy())
 
 
-def _scores(node: ir.Node, traces: Sequence[_Trace]) -> Heads | None:
+def _scores(node: ir.Node, traces: Sequence[_Trace]) -> Pair | None:
     left = next((one for one in traces if one.value is node.inputs[0]), None)
     right = next((one for one in traces if one.value is node.inputs[1]), None)
     if left is None or right is None or left is right:
@@ -210,7 +168,7 @@ def _scores(node: ir.Node, traces: Sequence[_Trace]) -> Heads | None:
         return None
     named, axes = (*left.named, *right.named), (*left.axes, *right.axes)
     shifts = _is_normalized(node.outputs[0])
-    return Heads("scores", left.layer, right.layer, left.count, left.size, shifts, named, axes)
+    return Pair("scores", left.layer, right.layer, left.count, left.size, shifts, named, axes)
 
 
 def _is_normalized(scores: ir.Value) -> bool:
@@ -219,14 +177,14 @@ def _is_normalized(scores: ir.Value) -> bool:
         if node.op_type == "Softmax":
             rank = None if scores.shape is None else len(scores.shape)
             return attributes.integer(node, "axis", -1) in (-1, None if rank is None else rank - 1)
-        scaled = node.op_type in ("Mul", "Div") and any(_is_number(value) for value in node.inputs)
+        scaled = node.op_type in ("Mul", "Div") and any(is_number(value) for value in node.inputs)
         if not scaled and node.op_type != "Add":
             return False
         scores = node.outputs[0]
     return False
 
 
-def _values(node: ir.Node, traces: Sequence[_Trace], readers: Mapping[ir.Value, Linear]) -> Heads | None:
+def _values(node: ir.Node, traces: Sequence[_Trace], readers: Mapping[ir.Value, Linear]) -> Pair | None:
     trace = next((one for one in traces if one.value is node.inputs[1] and one.value is not node.inputs[0]), None)
     if trace is None or node.outputs[0].is_graph_output():
         return None
@@ -242,61 +200,7 @@ def _values(node: ir.Node, traces: Sequence[_Trace], readers: Mapping[ir.Value, 
             whole = trace.extents.dims(trace.value) or ()
             merged = trace.axis == len(whole) - 1 and whole[-1] == layer.width == trace.layer.channels
             named, axes = tuple(trace.named), tuple(trace.axes)
-            return Heads("values", trace.layer, layer, count, trace.size, False, named, axes) if merged else None
+            return Pair("values", trace.layer, layer, count, trace.size, False, named, axes) if merged else None
         if not trace.step(reader):
             return None
     return None
-
-
-def shrink(pair: Heads, bases: Bases, names: FreshNames) -> dict[str, Array]:
-    """Give the heads of a pair as many dimensions as `bases` have.
-
-    Returns, by the layers' keys, what the output of a layer was multiplied with: (H r, H d).
-    """
-    rank = bases.first.shape[1]
-    turned = {pair.first.key: _block_diagonal(bases.first)}
-    if pair.kind == "scores":
-        turned[pair.second.key] = _block_diagonal(bases.second)
-    for layer in (pair.first, pair.second):
-        matrix = turned.get(layer.key)
-        if matrix is None:
-            layer.store(bases.second[None], None, names)
-            continue
-        bias = layer.bias()
-        layer.store((matrix @ layer.weight()[0])[None], None if bias is None else matrix @ bias, names)
-    for node, index in dict.fromkeys(pair.named):
-        _name(node, index, pair, rank, names)
-    for value, axis in pair.axes:
-        if value.shape is not None:
-            dims = list(value.shape)
-            dims[axis] = rank if dims[axis] == pair.size else pair.count * rank
-            value.shape = ir.Shape(dims)
-    return turned
-
-
-def _name(node: ir.Node, index: int, pair: Heads, rank: int, names: FreshNames) -> None:
-    old = node.inputs[1]
-    tensor = constant_tensor(old)
-    assert old is not None
-    assert tensor is not None
-    assert isinstance(node.graph, ir.Graph)
-    shape = np.array(tensor.numpy())
-    shape[index] = rank if shape[index] == pair.size else pair.count * rank
-    name = names.fresh(f"{old.name}_heads")
-    value = ir.Value(
-        name=name,
-        type=ir.TensorType(ir.DataType.INT64),
-        shape=ir.Shape(shape.shape),
-        const_value=ir.Tensor(shape, name=name),
-    )
-    node.graph.register_initializer(value)
-    node.replace_input_with(1, value)
-    drop_unread([old])
-
-
-def _block_diagonal(blocks: Array) -> Array:
-    """(H r, H d) from (H, r, d)."""
-    count, rank, size = blocks.shape
-    whole = np.zeros((count, rank, count, size))
-    whole[np.arange(count), :, np.arange(count), :] = blocks
-    return whole.reshape(count * rank, -1)

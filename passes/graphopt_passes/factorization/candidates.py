@@ -69,7 +69,7 @@ class Search:
         faster: whether a candidate must also be predicted to take less time than the layer.
         rank: the only rank tried where it is given, below 1 as a fraction of the highest.
         branches: the only number of branches tried where it is given.
-        heads: whether attention heads may get fewer dimensions.
+        together: schemes of pairs of layers, as in options.
     """
 
     schemes: tuple[str, ...]
@@ -78,7 +78,7 @@ class Search:
     faster: bool = True
     rank: float | None = None
     branches: int | None = None
-    heads: bool = False
+    together: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> bool:

@@ -23,13 +23,15 @@ from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
 from graphopt.pricing import price
 from graphopt_passes.factorization import sequential
-from graphopt_passes.factorization.attention import Heads, attention_heads, shrink
+from graphopt_passes.factorization.attention import attention_pairs
 from graphopt_passes.factorization.candidates import Candidate, Search, fit_all, interpolated, probed
 from graphopt_passes.factorization.choice import choose
 from graphopt_passes.factorization.emission import emit
+from graphopt_passes.factorization.feed_forward import feed_forward_pairs
 from graphopt_passes.factorization.harm import Harm
-from graphopt_passes.factorization.head_fits import HeadFits
-from graphopt_passes.factorization.head_fits import candidates as heads_of
+from graphopt_passes.factorization.pair_fits import PairFits
+from graphopt_passes.factorization.pair_fits import candidates as candidates_of
+from graphopt_passes.factorization.pairs import Pair, disjoint, shrink
 from graphopt_passes.factorization.regression import Regression
 from graphopt_passes.factorization.schemes import Fits, Fitted
 from graphopt_passes.factorization.sites import Site, site_of
@@ -112,7 +114,7 @@ class Compression:
         sites = self._sites()
         evidence = self.context.evidence
         if evidence is None:
-            return {key: self._with_heads(self._from_weights(site), sites) for key, site in sites.items()}
+            return {key: self._with_partner(self._from_weights(site), sites) for key, site in sites.items()}
         return self._from_samples(sites, evidence)
 
     def choose(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
@@ -138,7 +140,7 @@ class Compression:
         names = FreshNames(model)
         evidence = self.context.evidence
         original = model.clone()
-        turned, touched = self._shrink_heads(model, chosen, names)
+        turned, touched = self._shrink_pairs(model, chosen, names)
         if not replaced and not touched:
             return []
         layers = [one for one in _layers(model) if one.key in proposals]
@@ -158,31 +160,28 @@ class Compression:
         with Walk(original, model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
             return touched + sequential.apply(walk, walked, pairs, names, turned, through=self.settings.through)
 
-    def _shrink_heads(
+    def _shrink_pairs(
         self, model: ir.Model, chosen: Mapping[str, Candidate], names: FreshNames
     ) -> tuple[dict[str, Array], list[ir.Node]]:
-        """Narrow attention heads; what layers' outputs were multiplied with, and the nodes that changed."""
+        """Take dimensions out between layers; what layers' outputs were multiplied with, and the nodes that changed."""
         turned: dict[str, Array] = {}
         touched: list[ir.Node] = []
-        for pair in attention_heads(model.graph, Extents(model)):
+        for pair in _pairs_of(model, self.settings.search):
             candidate = chosen.get(pair.judged.key)
-            if candidate is None or candidate.scheme != "heads":
+            if candidate is None or candidate.scheme != pair.scheme:
                 continue
-            turned |= shrink(pair, self._head_fits.bases(pair, candidate.amount[0]), names)
+            turned |= shrink(pair, self._pair_fits.bases(pair, candidate.amount[0]), names)
             touched += [pair.first.node, pair.second.node]
         return turned, touched
 
     @functools.cached_property
-    def _pairs(self) -> dict[str, Heads]:
-        """Pairs of layers that may get narrower heads, by the key of the layer that they are judged by."""
-        if not self.settings.search.heads or self.settings.search.fixed:
-            return {}
-        found = attention_heads(self.model.graph, Extents(self.model))
-        return {pair.judged.key: pair for pair in found}
+    def _pairs(self) -> dict[str, Pair]:
+        """Pairs of layers that may lose dimensions together, by the key of the layer that they are judged by."""
+        return {pair.judged.key: pair for pair in _pairs_of(self.model, self.settings.search)}
 
     @functools.cached_property
-    def _head_fits(self) -> HeadFits:
-        return HeadFits(self.model, list(self._pairs.values()), self.context.evidence)
+    def _pair_fits(self) -> PairFits:
+        return PairFits(self.model, list(self._pairs.values()), self.context.evidence)
 
     # Candidates
 
@@ -223,7 +222,7 @@ class Compression:
                     quadratics = [Quadratic.of(*one) for one in zip(layer.weight(), moments[layer.key], strict=True)]
                     proposals[layer.key] = self._measured(layer, Fits(site, quadratics), None, harm)
                     continue
-                proposals[layer.key] = self._with_heads(self._on_rows(site, layer, walk, harm), sites, harm)
+                proposals[layer.key] = self._with_partner(self._on_rows(site, layer, walk, harm), sites, harm)
                 walk.advance(layer.key)
         return proposals
 
@@ -246,20 +245,20 @@ class Compression:
         harms = harm.measure(layer, [(one, None if regression is None else regression.bias(one)) for one in denses])
         return Proposal(fits.site, [keep, *interpolated(candidates, probes, harms)])
 
-    def _with_heads(self, proposal: Proposal, sites: Mapping[str, Site], harm: Harm | None = None) -> Proposal:
-        """The same with candidates for a layer and its partner in attention together."""
+    def _with_partner(self, proposal: Proposal, sites: Mapping[str, Site], harm: Harm | None = None) -> Proposal:
+        """The same with candidates for a layer and its partner together."""
         pair = self._pairs.get(proposal.site.layer.key)
         if pair is None or pair.other.key not in sites:
             return proposal
         bound = max(EXACT, self.settings.error)
-        offered = heads_of(self.settings.search, pair, sites, self._head_fits)
+        offered = candidates_of(self.settings.search, pair, sites, self._pair_fits)
         found = sorted((one for one in offered if one[0].error <= bound), key=lambda one: one[0].error)
         shared = [one for one, _ in found]
         if harm is None:
             shared = [dataclasses.replace(one, harm=one.error) for one in shared]
         elif self.settings.budget:
             probes = probed(shared, self.settings.probes)
-            replacements = [self._head_fits.replacement(pair, found[index][1]) for index in probes]
+            replacements = [self._pair_fits.replacement(pair, found[index][1]) for index in probes]
             shared = interpolated(shared, probes, harm.measure(pair.judged, replacements))
         return dataclasses.replace(proposal, partner=pair.other.key, shared=shared)
 
@@ -321,7 +320,7 @@ class Compression:
             place, keep = label(proposal.site.layer.node), proposal.candidates[0]
             if one.scheme == "partner":
                 continue
-            if one.scheme == "heads":
+            if one.scheme in TOGETHER:
                 keep = both(keep, proposals[proposal.partner or ""].candidates[0])
             if one.scheme == "keep":
                 pays = len(proposal.candidates) > 1
@@ -335,6 +334,15 @@ class Compression:
                 f"{one}: {_change(one.macs, keep.macs)} MACs, {_change(one.weights, keep.weights)} weights, "
                 f"{_change(one.seconds, keep.seconds)} predicted time, output error {one.error:.2g}{harm}",
             )
+
+
+def _pairs_of(model: ir.Model, search: Search) -> list[Pair]:
+    """Pairs of layers of a model that may lose dimensions together."""
+    if not search.together or search.fixed:
+        return []
+    extents = Extents(model)
+    found = [*attention_pairs(model.graph, extents), *feed_forward_pairs(model.graph, extents)]
+    return disjoint(pair for pair in found if pair.scheme in search.together)
 
 
 def _layers(model: ir.Model) -> list[Linear]:

@@ -30,5 +30,6 @@ def search(
     """
     wanted = {"channel" if one == "svd" else one for one in options}
     schemes = tuple(name for name, scheme in SCHEMES.items() if scheme.option in wanted)
+    together = tuple(one for one in ("heads", "hidden") if one in wanted)
     unit = context.device.alignment if align is None else align
-    return Search(schemes, unit, context.device, faster, rank, branches, "heads" in wanted)
+    return Search(schemes, unit, context.device, faster, rank, branches, together)

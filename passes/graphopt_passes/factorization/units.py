@@ -1,6 +1,6 @@
-"""What is decided together: a layer alone, or two layers that share the dimensions of attention heads.
+"""What is decided together: a layer alone, or two layers that share dimensions between them.
 
-Of two such layers each may be replaced on its own, or both give up dimensions of their heads: one option per combination.
+Of two such layers each may be replaced on its own, or both give up some of what they share: one option per combination.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Proposal:
     Attributes:
         site: the layer.
         candidates: for the layer alone.
-        partner: key of the layer that shares the dimensions of heads with it; None without.
+        partner: key of the layer that shares dimensions with it; None without.
         shared: candidates for both layers together.
     """
 
@@ -33,8 +33,8 @@ class Proposal:
 Option: TypeAlias = dict[str, Candidate]
 """What becomes of the layers of a unit, by their keys."""
 
-TOGETHER = ("heads", "partner")
-"""Schemes of two layers: the one that they are judged by, and the other, whose cost is in the first."""
+TOGETHER = ("heads", "hidden", "partner")
+"""Schemes of two layers: of the one that they are judged by, and of the other, whose cost is in the first."""
 
 
 def units_of(proposals: Mapping[str, Proposal]) -> list[list[Option]]:

@@ -1,7 +1,7 @@
-"""Fewer dimensions per attention head: candidates of a pair of layers, from second moments of what lies between them.
+"""Candidates of pairs of layers that lose dimensions between them together, from second moments of what lies there.
 
-Scores need E[q qᵀ] and E[k kᵀ] per head, values the covariance of what the second layer reads; without samples the weights
-that make them stand for both, as if their inputs were uncorrelated and alike.
+Scores need E[q qᵀ] and E[k kᵀ] per head, values and hidden units the covariance of what the second layer reads. Without
+samples the weights that make them stand for both, as if their inputs were uncorrelated and alike.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import onnx_ir as ir
 
 from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.requests import Gram, GramResult
-from graphopt_passes.factorization.attention import Heads
 from graphopt_passes.factorization.candidates import Candidate, Search
+from graphopt_passes.factorization.pairs import Pair
 from graphopt_passes.factorization.schemes import layer_shape
 from graphopt_passes.factorization.sites import Site
 from graphopt_passes.factorization.timing import seconds
 from graphopt_passes.numerics.head_ranks import Bases, ScoreBases, ValueBases, by_head
+from graphopt_passes.numerics.hidden_units import UnitBases
 from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction.linear import Linear
 
@@ -30,22 +31,22 @@ _RIDGE = 1e-3
 """Over the mean diagonal of the covariance of values."""
 
 
-class HeadFits:
+class PairFits:
     """Bases for all pairs of a model."""
 
-    def __init__(self, model: ir.Model, pairs: Sequence[Heads], evidence: Evidence | None) -> None:
+    def __init__(self, model: ir.Model, pairs: Sequence[Pair], evidence: Evidence | None) -> None:
         """Look at all pairs in one run over the samples."""
         self._means: dict[str, Array] = {}
-        self._fits: dict[str, ScoreBases | ValueBases] = {}
+        self._fits: dict[str, ScoreBases | ValueBases | UnitBases] = {}
         seen = _seen(model, pairs, evidence)
         for pair in pairs:
             self._fits[pair.first.key] = self._scores(pair, seen) if pair.kind == "scores" else self._values(pair, seen)
 
-    def bases(self, pair: Heads, rank: int) -> Bases:
+    def bases(self, pair: Pair, rank: int) -> Bases:
         """The best bases of `rank` dimensions."""
         return self._fits[pair.first.key].fit(rank)
 
-    def replacement(self, pair: Heads, bases: Bases) -> tuple[Array, Array | None]:
+    def replacement(self, pair: Pair, bases: Bases) -> tuple[Array, Array | None]:
         """Weight (1, O, K) and bias (O,) of `pair.judged` that amount to `bases`; None where the bias stays."""
         layer = pair.judged
         weight, bias = layer.weight()[0], layer.bias()
@@ -58,7 +59,7 @@ class HeadFits:
             return bases.dense[None], None
         return bases.dense[None], (0 if bias is None else bias) + (weight - bases.dense) @ mean
 
-    def _scores(self, pair: Heads, seen: Mapping[str, GramResult]) -> ScoreBases:
+    def _scores(self, pair: Pair, seen: Mapping[str, GramResult]) -> ScoreBases:
         moments = []
         for layer in (pair.first, pair.second):
             found = seen.get(layer.key)
@@ -70,9 +71,11 @@ class HeadFits:
             moments.append(by_head(_covariance(found) if centred else found.second, pair.count))
         return ScoreBases(*moments)
 
-    def _values(self, pair: Heads, seen: Mapping[str, GramResult]) -> ValueBases:
+    def _values(self, pair: Pair, seen: Mapping[str, GramResult]) -> ValueBases | UnitBases:
         found = seen.get(pair.second.data.name or "")
-        if found is None:
+        if found is None and pair.kind == "hidden":
+            gram = np.diag(np.square(pair.first.weight()[0]).sum(axis=1))
+        elif found is None:
             weight = pair.first.weight()[0]
             gram = np.zeros((len(weight), len(weight)))
             each = gram.reshape(pair.count, pair.size, pair.count, pair.size)
@@ -81,10 +84,11 @@ class HeadFits:
             self._means[pair.first.key] = found.mean
             gram = _covariance(found) if pair.second.takes_bias else found.second
             gram = gram + _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
-        return ValueBases(Quadratic.of(pair.second.weight()[0], gram), pair.count)
+        quadratic = Quadratic.of(pair.second.weight()[0], gram)
+        return UnitBases(quadratic) if pair.kind == "hidden" else ValueBases(quadratic, pair.count)
 
 
-def _seen(model: ir.Model, pairs: Sequence[Heads], evidence: Evidence | None) -> dict[str, GramResult]:
+def _seen(model: ir.Model, pairs: Sequence[Pair], evidence: Evidence | None) -> dict[str, GramResult]:
     if evidence is None or not pairs:
         return {}
     values = [
@@ -102,10 +106,10 @@ def _covariance(found: GramResult) -> Array:
 
 
 def candidates(
-    search: Search, pair: Heads, sites: Mapping[str, Site], fits: HeadFits
+    search: Search, pair: Pair, sites: Mapping[str, Site], fits: PairFits
 ) -> Iterator[tuple[Candidate, Bases]]:
     """Candidates for both layers together, by falling rank; nothing where options fix the rank of layers."""
-    if not search.heads or search.fixed:
+    if pair.scheme not in search.together or search.fixed:
         return
     keep = [search.keep(sites[layer.key]) for layer in (pair.first, pair.second)]
     for rank in _ranks(pair.size, search.align // math.gcd(search.align, pair.count)):
@@ -118,11 +122,11 @@ def candidates(
             continue
         bases = fits.bases(pair, rank)
         macs, weights = sum(one.macs for one in shapes), sum(one.weights for one in shapes)
-        yield Candidate("heads", (rank,), macs, weights, time, bases.error), bases
+        yield Candidate(pair.scheme, (rank,), macs, weights, time, bases.error), bases
 
 
-def _narrowed(pair: Heads, layer: Linear, rank: int) -> dict[str, int]:
-    inside = pair.kind == "values" and layer is pair.second
+def _narrowed(pair: Pair, layer: Linear, rank: int) -> dict[str, int]:
+    inside = pair.kind != "scores" and layer is pair.second
     return {"inputs" if inside else "outputs": pair.count * rank}
 
 
