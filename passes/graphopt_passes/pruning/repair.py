@@ -4,7 +4,8 @@ Both networks are walked side by side (reconstruction/walk.py). At the one layer
 chosen once more, now with inputs from the network as it has been pruned so far; then the layer is refitted on the columns
 that are left, so that it gives what the original gave, shortcut included, as far as the activation behind it lets that
 through. Layers that lose nothing are refitted too, as soon as their inputs differ from the original's. Where a convolution
-is read by one other alone, both are then improved together (pairs.py).
+is read by one other alone, itself or through a depthwise one, they are then improved together (pairs.py); in a chain each
+layer takes part twice, first as what makes the right thing of its inputs and then as what gives the next one its own.
 
 Removed columns become zeros; nothing is cut out here.
 """
@@ -74,7 +75,7 @@ def repair(
     layers = linear_layers(compressed.graph)
     run = _Repair(walk, structure, gone, method, FreshNames(compressed))
     found = run.pairs_of(layers) if method.work else {}
-    behind = {pair.second.key for pair in found.values()}
+    behind = {layer.key for pair in found.values() for layer in pair.layers[1:]}
     for layer in layers:
         if layer.key in found:
             run.both(found[layer.key], method.work / len(found))
@@ -94,48 +95,54 @@ class _Repair:
         self._structure = structure
         self._method = method
         self._names = names
+        self._seconds: set[str] = set()  # those of pairs so far: refitted, before their turn
         self.result = Repaired({number: np.asarray(units, int) for number, units in gone.items()})
 
     def pairs_of(self, layers: Sequence[Linear]) -> dict[str, pairs.Couple]:
-        """Pairs between which units go that nothing else reads, by their first layer; no layer is in two of them."""
+        """Pairs between which units go that nothing else reads, by their first layer; the second of one may begin another."""
         found: dict[str, pairs.Couple] = {}
-        taken: set[str] = set()
         for layer in layers:
-            pair = None if layer.key in taken else pairs.couple_of(layer)
+            pair = pairs.couple_of(layer)
             if pair is not None and self._own_groups(pair.second):
                 found[layer.key] = pair
-                taken.add(pair.second.key)
         return found
 
-    def one(self, layer: Linear, rows: int | None = None) -> tuple[Observed | None, Array]:
-        """Refit one layer; what was seen of it, and which of its columns are zero."""
+    def one(self, layer: Linear, rows: int | None = None) -> Observed | None:
+        """Refit one layer; what was seen of it."""
         mask = self._mask(layer)
         if not self.result.refitted and not mask.any():  # until then both networks are the same
-            return None, mask
+            return None
         seen = self._walk.observe(layer, rows=rows)
         if layer.width > MOST_COLUMNS:
             self._shift(layer, seen, mask)
-            return seen, mask
+            return seen
         blocks = {block: seen_block(layer, seen, block) for block in _needed(layer, seen, mask)}
         if self._method.choose_again and self._choose_again(layer, blocks):
             mask = self._mask(layer)
         if blocks:
             self._refit(layer, seen, blocks, mask)
             self.result.refitted += 1
-        return seen, mask
+        return seen
 
     def both(self, pair: pairs.Couple, work: float) -> None:
         """Refit both layers of a pair one after the other, then together."""
-        self.one(pair.first)
-        seen, mask = self.one(pair.second, pairs.most_rows(pair))
-        if seen is None:
+        for layer in pair.layers[:-1]:
+            if layer.key not in self._seconds:
+                self.one(layer)
+        self._seconds.add(pair.second.key)
+        steps = pairs.steps_within(pair, self._left(pair), work)
+        seen = self.one(pair.second, pairs.most_rows(pair) if steps else None)
+        if seen is None or not steps:
             return
-        left = pairs.Left(np.flatnonzero(~self._mask(pair.first)[0]), np.flatnonzero(~mask[0]))
-        improved = pairs.improve(self._walk, pair, seen, left, work, self._method.seed)
+        improved = pairs.improve(self._walk, pair, seen, self._left(pair), steps, self._method.seed)
         if improved is not None:
-            for layer, new in zip((pair.first, pair.second), improved, strict=True):
-                layer.store(new.weight[None], new.bias, self._names)
+            for layer, new in zip(pair.layers, improved, strict=True):
+                layer.store(new.weight, new.bias, self._names)
             self.result.pairs += 1
+
+    def _left(self, pair: pairs.Couple) -> pairs.Left:
+        first, second = (np.flatnonzero(~self._mask(layer)[0]) for layer in (pair.first, pair.second))
+        return pairs.Left(first, second)
 
     def _shift(self, layer: Linear, seen: Observed, mask: Array) -> None:
         """Zero the columns that go; the bias makes up for what they gave on average."""
