@@ -80,8 +80,8 @@ class Quantizer:
 
 
 PLAIN = (
-    "quantize{mode=static,ranges=minmax,equalize=false,smooth=never,feedback=false,correct_biases=false,"
-    "prefer=integer,sensitivity=false}"
+    "quantize{mode=static,ranges=minmax,equalize=false,smooth=never,clip_weights=false,feedback=false,"
+    "correct_biases=false,prefer=integer,sensitivity=false}"
 )
 """What onnxruntime's quantizer does with MinMax, and no more: for time and memory of the two."""
 

@@ -60,6 +60,7 @@ class Quantize(Pass):
     smooth: Literal["auto", "never", "always"] = option(
         "auto", "divide channels of normalizations by factors that the MatMul behind take up; auto: where outputs gain"
     )
+    clip_weights: bool = option(True, "clip weights that hardly meet anything, where that lowers the error of outputs")
     feedback: bool = option(True, "round weights so that their errors make up for each other")
     correct_biases: bool = option(True, "let biases take up the mean error of each layer")
     keep_heads: bool = option(True, "leave the last layers before outputs and selections in float")
@@ -144,6 +145,7 @@ class Quantize(Pass):
             wide_type(target.activations) if self.activations == 16 else target.activations,
             ranges=self.ranges,
             equalize=self.equalize,
+            clip_weights=self.clip_weights,
             feedback=self.feedback,
             correct_biases=self.correct_biases,
             keep_heads=self.keep_heads,

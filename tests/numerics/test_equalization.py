@@ -130,3 +130,29 @@ def test_amplification_keeps_below_the_ceiling() -> None:
     choice = best_amplification(channels, least, U8, S8_NARROW)
     np.testing.assert_allclose(choice.factors, least)
     assert choice.after < choice.before
+
+
+def test_what_nobody_reads_is_made_small() -> None:
+    x, weight, _ = layer(1.0)
+    x[:, 3] *= 500
+    weight[:, 3] = 0
+    channels = Channels(x.min(axis=0), x.max(axis=0), [weight[None, :, :, None]], np.square(x).mean(axis=0))
+    for choice in (
+        best_factors(channels, U8, S8_NARROW),
+        best_amplification(channels, np.full(len(channels.low), 0.5), U8, S8_NARROW),
+    ):
+        scaled = channels.largest / choice.factors
+        assert scaled[3] <= np.delete(scaled, 3).max() * (1 + 1e-9)
+        assert choice.after < choice.before / 10
+
+
+def test_weights_that_meet_nothing_do_not_count() -> None:
+    x, weight, _ = layer(1.0)
+    x[:, 3] = 0
+    huge = weight.copy()
+    huge[:, 3] *= 1000
+    noises = []
+    for read in (weight, huge):
+        channels = Channels(x.min(axis=0), x.max(axis=0), [read[None, :, :, None]], np.square(x).mean(axis=0))
+        noises.append(Noise(channels, U8, S8_NARROW)(np.ones(len(channels.low))))
+    assert noises[0] == noises[1]

@@ -73,3 +73,14 @@ def test_biases_fit(input_scale: float) -> None:
         <= np.maximum(np.abs(bias) / (input_scale * MOST_BIAS), 2.0**-126 / input_scale)[needed] * 1.00001
     ).all()
     assert (np.float32(input_scale) * raised >= np.finfo(np.float32).smallest_normal).all()
+
+
+def test_weights_that_meet_nothing_are_clipped() -> None:
+    rng = np.random.default_rng(5)
+    weight, h = rng.standard_normal((4, 60)), np.ones(60)
+    weight[:, ::10] *= 1000
+    h[::10] = 1e-12
+    scale, alive = least_squares(weight, S8_NARROW, h), np.delete(weight, np.s_[::10], axis=1)
+    assert (scale < 1.5 * minmax(alive, S8_NARROW)).all()
+    seen = rounding_error(alive, scale, S8_NARROW)
+    assert (seen < 1.5 * rounding_error(alive, minmax(alive, S8_NARROW), S8_NARROW)).all()

@@ -26,8 +26,8 @@ import numpy as np
 
 from graphopt_passes.numerics.quantizer import Array, Grid
 
-MOST_RATIO = 64.0
-"""Largest factor over smallest: with 8 bits, a channel 64 times as small as the largest has 4 levels of its own."""
+MOST_RATIO = 1024.0
+"""Largest factor over smallest: networks with channels 256 times as large as others are found."""
 
 _CONVERGED = 1e-3
 _MOST_ROUNDS = 20
@@ -152,10 +152,14 @@ class Noise:
         self._low, self._high = np.minimum(channels.low, 0.0), np.maximum(channels.high, 0.0)
         self._second = np.square(channels.largest) * _SPREAD if channels.second is None else channels.second
         self._readers = [
-            (np.abs(w).max(axis=3).astype(np.float64), np.square(w).sum(axis=3, dtype=np.float64), w.shape[3])
+            (self._met(np.abs(w).max(axis=3)), self._met(np.square(w).sum(axis=3, dtype=np.float64)), w.shape[3])
             for w in channels.weights
         ]
         self._activation, self._weight_steps, self._bounded = activation, weight.steps / 2, bounded
+
+    def _met(self, numbers: Array) -> Array:
+        """(G, O, I) numbers of weights, those left out that meet nothing but 0: that is exact, and they can be clipped."""
+        return np.asarray(numbers * (self._second > 0).reshape(len(numbers), 1, -1), np.float64)
 
     def __call__(self, factors: Array) -> float:
         """The mean over all outputs of noise / signal."""
@@ -210,9 +214,8 @@ def best_factors(
         ratio: largest factor over smallest.
         bounded: whether no number will ever be outside of the ranges.
     """
-    noise = Noise(channels, activation, weight, bounded=bounded)
-    factors = np.ones(len(channels.low))
-    before = least = noise(factors)
+    noise, before, factors = _start(channels, activation, weight, bounded=bounded)
+    least = noise(factors)
     for _ in range(_MOST_ROUNDS):
         largest, read_by = channels.largest / factors, channels.read_by * factors
         steps = [smooth(largest, read_by, float(alpha), ratio) for alpha in _ALPHAS]
@@ -220,7 +223,7 @@ def best_factors(
         if choice.after == choice.before:
             break
         factors, least = choice.factors, choice.after
-    return Choice(factors, before, least)
+    return Choice(_hide(channels, factors), before, least)
 
 
 def best_amplification(channels: Channels, least: Array, activation: Grid, weight: Grid) -> Choice:
@@ -229,8 +232,28 @@ def best_amplification(channels: Channels, least: Array, activation: Grid, weigh
     For activations that are clipped to [0, c]: clip(x / s, 0, c) = clip(x, 0, s c) / s, and with s <= 1 nothing changes
     as long as no x is above s c.
     """
-    noise = Noise(channels, activation, weight, bounded=True)
-    return _least(noise, [least ** float(alpha) for alpha in _ALPHAS], _WORTH_BOUNDED)
+    noise, before, _ = _start(channels, activation, weight, bounded=True)
+    choice = _least(noise, [least ** float(alpha) for alpha in _ALPHAS], _WORTH_BOUNDED)
+    return Choice(_hide(channels, choice.factors), before, choice.after)
+
+
+def _start(channels: Channels, activation: Grid, weight: Grid, *, bounded: bool = False) -> tuple[Noise, float, Array]:
+    """The noise without the channels that nobody reads, the noise as it is, and no factors.
+
+    A channel that nobody reads takes any factor, and a large one makes it small.
+    """
+    read, ones = channels.read_by > 0, np.ones(len(channels.low))
+    seen = channels._replace(low=channels.low * read, high=channels.high * read)
+    noise = Noise(seen, activation, weight, bounded=bounded)
+    return noise, Noise(channels, activation, weight, bounded=bounded)(ones), ones
+
+
+def _hide(channels: Channels, factors: Array) -> Array:
+    """`factors`, raised where nobody reads a channel until it is no larger than those that are read."""
+    read = channels.read_by > 0
+    room = float((channels.largest / factors)[read].max(initial=0.0))
+    needed = channels.largest / (room or 1.0)
+    return np.where(read, factors, np.maximum(needed, 1.0) if room else factors)
 
 
 def _least(noise: Noise, candidates: Sequence[Array], worth: float) -> Choice:

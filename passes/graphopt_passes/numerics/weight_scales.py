@@ -25,6 +25,8 @@ MOST_BIAS = 2**30
 _CHUNK = 2**16
 """Weights that are searched at a time: they and what is computed from them stay in the cache."""
 _COARSE, _FINE = 24, 8
+_HALVINGS = 12
+"""How far below the largest weight scales are looked for, where it is known what weights meet: some meet nothing."""
 
 
 def minmax(weight: Array, grid: Grid, dtype: npt.DTypeLike = np.float32) -> Array:
@@ -54,7 +56,8 @@ def least_squares(
         weight: (C, K).
         grid: the integers, symmetric.
         importance: (K,) or (C, K) weights h of the squared errors; the diagonal of the inputs' Gram matrix.
-        smallest: smallest fraction of the minmax scale that is tried; 4 bits may want .3.
+        smallest: smallest fraction of the minmax scale that is tried, or with `importance` of the best of its halvings; 4 bits
+            may want .3.
         dtype: of the scales.
     """
     largest = minmax(weight, grid, dtype)
@@ -104,7 +107,7 @@ def fit_bias(scale: Array, input_scale: float, bias: Array, most: int = MOST_BIA
 
 
 def _search(weight: Array, largest: Array, grid: Grid, importance: Array | None, smallest: float) -> Array:
-    """(R,) the best scales of (R, K) float32 weights: a scan of fractions of `largest`, then a finer one."""
+    """(R,) the best scales of (R, K) float32 weights: a scan of halvings of `largest`, of fractions, and a finer one."""
     h = None if importance is None else importance.astype(np.float32)
     best = np.ones(len(weight))
     least = rounding_error(weight, largest, grid, h)
@@ -114,12 +117,14 @@ def _search(weight: Array, largest: Array, grid: Grid, importance: Array | None,
         better = error < least
         best[better], least[better] = fractions[better], error[better]
 
-    step = (1 - smallest) / _COARSE
+    for halvings in range(1, _HALVINGS + 1 if h is not None else 1):
+        try_fractions(np.full(len(weight), 0.5**halvings))
+    top, step = best.copy(), (1 - smallest) / _COARSE
     for index in range(_COARSE):
-        try_fractions(np.full(len(weight), smallest + index * step))
+        try_fractions(top * (smallest + index * step))
     centre = best.copy()
     for offset in np.linspace(-step, step, _FINE):
-        try_fractions(np.clip(centre + offset, smallest, 1.0))
+        try_fractions(np.clip(centre + offset * top, top * smallest, 1.0))
     return np.asarray((largest * best).astype(largest.dtype))
 
 

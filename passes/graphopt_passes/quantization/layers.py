@@ -10,11 +10,14 @@ scale of the weight's channel is raised until it does.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
+from graphopt.runtime.requests import Moments, MomentsResult
 from graphopt_passes.numerics import weight_scales
 from graphopt_passes.numerics.feedback_rounding import feedback_round
 from graphopt_passes.numerics.quantizer import Grid
@@ -28,6 +31,9 @@ Float = npt.NDArray[np.float64]
 
 _ROOM = 1.02
 """By how much more than the nearest integers need a scale is raised: error feedback moves some weights up."""
+
+_UNSEEN = 1e-3
+"""Times the mean square of all inputs over the number of rows: what an input is taken to have that was 0 in all of them."""
 
 
 def matrix(layer: Layer, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -81,8 +87,36 @@ def integer_bias(bias: Float, weights: LayerWeights, target: Target, data: Quant
     return np.clip(np.rint(bias / weights.bias_scale(data, bias.size)), limits.min, limits.max).astype(np.int32)
 
 
+def tied(found: Iterable[Layer]) -> frozenset[str]:
+    """Keys of the layers whose weight another layer reads too: they are rounded to nearest, which keeps them tied."""
+    readers: dict[ir.Value | None, list[str]] = {}
+    for layer in found:
+        assert layer.form.weight is not None
+        readers.setdefault(layer.node.inputs[layer.form.weight], []).append(layer.key)
+    return frozenset(key for keys in readers.values() if len(keys) > 1 for key in keys)
+
+
+def importance(found: Iterable[Layer]) -> dict[str, Moments]:
+    """By the layer's key, what tells how much each of its weights counts (`seen`); tied ones are left out."""
+    layers = list(found)
+    shared = tied(layers)
+    return {layer.key: Moments(layer.data.name or "", layer.data_axis) for layer in layers if layer.key not in shared}
+
+
+def seen(layer: Layer, moments: MomentsResult) -> npt.NDArray[Any]:
+    """(channels, inputs) the mean squares of what each weight meets, and a little for what the samples do not show."""
+    squares = moments.mean**2 + moments.variance
+    return layer.met(squares + _UNSEEN * squares.mean() / max(moments.count, 1))
+
+
 def nearest(
-    layer: Layer, target: Target, data: Quantizer, *, biased: bool, highest: npt.NDArray[Any] | None = None
+    layer: Layer,
+    target: Target,
+    data: Quantizer,
+    *,
+    biased: bool,
+    highest: npt.NDArray[Any] | None = None,
+    squares: npt.NDArray[Any] | None = None,
 ) -> LayerWeights:
     """The constants of `layer`, rounded to nearest.
 
@@ -92,10 +126,14 @@ def nearest(
         data: the quantizer of the layer's input.
         biased: whether it gets a bias even where it had none.
         highest: (channels, inputs) the largest integers that meet its weights, where pairs of products may saturate.
+        squares: (channels, inputs) what `seen` says, where weights may be clipped.
     """
     weight, bias = float_weight(layer), float_bias(layer)
     rows = weight if target.per_channel else weight.reshape(1, -1)
-    scale = weight_scales.minmax(rows, grid(target))
+    if squares is not None and target.per_channel:
+        scale = weight_scales.least_squares(rows, grid(target), squares)
+    else:
+        scale = weight_scales.minmax(rows, grid(target))
     if bias is not None and target.quantized_bias:
         largest = np.abs(bias).reshape(-1, len(weight)).max(axis=0)
         scale = weight_scales.fit_bias(scale, data.scale, largest if target.per_channel else largest.max(keepdims=True))

@@ -17,8 +17,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.analysis.dataflow import only_reader
@@ -75,6 +77,23 @@ class Layer:
     def output_axis(self) -> int:
         """The axis of the output that holds the channels."""
         return 1 if self.node.op_type in ("Conv", "ConvTranspose") else -1
+
+    @property
+    def data_axis(self) -> int:
+        """The axis of the data that holds the channels."""
+        return self.output_axis
+
+    def met(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(C,) numbers of the data's channels, as each weight of the matrix (channels, inputs) meets them."""
+        shape = self.weight.shape.numpy()
+        if self.node.op_type not in ("Conv", "ConvTranspose"):
+            return np.broadcast_to(numbers, (shape[self.axis], len(numbers)))
+        taps = math.prod(shape[2:])
+        if self.node.op_type == "ConvTranspose":  # its groups share rows
+            return np.broadcast_to(np.repeat(numbers, taps), (shape[1], len(numbers) * taps))
+        groups = self.node.attributes.get_int("group", 1)
+        inputs = np.repeat(numbers.reshape(groups, shape[1]), taps, axis=1)
+        return np.repeat(inputs, shape[0] // groups, axis=0)
 
 
 @dataclasses.dataclass

@@ -42,6 +42,7 @@ class Settings:
         ranges: how their ranges are chosen, one of `calibration.METHODS`, or "auto" for `selection`.
         equalize: whether channels are equalized first.
         clip_margin: how far below a clip's ceiling channels stay that are equalized.
+        clip_weights: whether weights are clipped where that lowers the error of outputs.
         feedback: whether weights are rounded with error feedback.
         correct_biases: whether biases take up the mean error.
         keep_heads: whether heads stay float.
@@ -61,6 +62,7 @@ class Settings:
     ranges: str = "auto"
     equalize: bool = True
     clip_margin: float = 1.1
+    clip_weights: bool = True
     feedback: bool = True
     correct_biases: bool = True
     keep_heads: bool = True
@@ -178,6 +180,8 @@ class Planner:
             wanted += saturation.requests(placement.layers)
         if self._settings.correct_biases:
             wanted += repair.requests(placement)
+        if self._settings.clip_weights:
+            wanted += layers.importance(placement.layers).values()
         return self.collect(wanted) if model is None else (evidence or self.evidence).collect(model, wanted)
 
     def collect(self, wanted: Collection[Request[Any]]) -> Results:
@@ -207,15 +211,27 @@ class Planner:
         narrow = [layer for layer in placement.layers if self._reads(layer, recipe).dtype == dtype]
         data = {layer.data.name or "": self._reads(layer, recipe) for layer in narrow}
         highest = saturation.highest(narrow, results, data) if self._settings.saturates else {}
-        rounded = {layer.key: self._nearest(layer, recipe, highest) for layer in placement.layers}
+        asked = layers.importance(placement.layers) if self._settings.clip_weights else {}
+        squares = {
+            layer.key: layers.seen(layer, results[asked[layer.key]]) for layer in placement.layers if layer.key in asked
+        }
+        rounded = {layer.key: self._nearest(layer, recipe, highest, squares) for layer in placement.layers}
         return dataclasses.replace(recipe, layers=rounded)
 
     def _reads(self, layer: Layer, recipe: Recipe) -> Quantizer:
         return recipe.read(layer.data.name or "", layer.key)
 
-    def _nearest(self, layer: Layer, recipe: Recipe, highest: Mapping[str, Array]) -> LayerWeights:
-        data, largest = self._reads(layer, recipe), highest.get(layer.key)
-        return layers.nearest(layer, self._target, data, biased=self._settings.correct_biases, highest=largest)
+    def _nearest(
+        self, layer: Layer, recipe: Recipe, highest: Mapping[str, Array], squares: Mapping[str, Array]
+    ) -> LayerWeights:
+        return layers.nearest(
+            layer,
+            self._target,
+            self._reads(layer, recipe),
+            biased=self._settings.correct_biases,
+            highest=highest.get(layer.key),
+            squares=squares.get(layer.key),
+        )
 
     def _repaired(self, floats: frozenset[str], placement: Placement, recipe: Recipe, float_results: Results) -> Recipe:
         settings = self._settings

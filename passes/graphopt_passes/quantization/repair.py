@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -79,7 +78,7 @@ def repaired(
     nodes = {layer.key: layer.node for layer in copy.layers}  # before graph outputs hand their names over
     insert(model, model.graph, copy, recipe)
     with evidence.stepper(model) as stepper:
-        walk = _Walk(stepper, recipe, float_results, repairs, _tied(placement.layers))
+        walk = _Walk(stepper, recipe, float_results, repairs, layers.tied(placement.layers))
         return walk.run(placement, nodes), walk.seconds
 
 
@@ -152,12 +151,3 @@ def _store(node: ir.Node, index: int | None, array: Array) -> None:
     stored = value if producer is None else producer.inputs[0]
     assert stored is not None
     stored.const_value = ir.Tensor(array, name=stored.name)
-
-
-def _tied(found: Iterable[Layer]) -> frozenset[str]:
-    """Keys of the layers whose weight another layer reads too: they are rounded to nearest, which keeps them tied."""
-    readers: dict[ir.Value | None, list[str]] = {}
-    for layer in found:
-        assert layer.form.weight is not None
-        readers.setdefault(layer.node.inputs[layer.form.weight], []).append(layer.key)
-    return frozenset(key for keys in readers.values() if len(keys) > 1 for key in keys)

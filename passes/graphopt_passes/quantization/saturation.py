@@ -78,12 +78,7 @@ def _highest(layer: Layer, results: Results, data: Quantizer) -> Array:
     limits = np.iinfo(data.dtype.numpy())
     largest = np.rint(results[_request(layer)].high / data.scale) + data.zero_point
     largest = np.clip(largest, data.zero_point, limits.max)  # what pads a Conv is the zero point
-    shape = layer.weight.shape.numpy()
-    if layer.node.op_type != "Conv":
-        return np.broadcast_to(largest, (shape[layer.axis], len(largest)))
-    groups = layer.node.attributes.get_int("group", 1)
-    inputs = np.repeat(largest.reshape(groups, shape[1]), math.prod(shape[2:]), axis=1)
-    return np.repeat(inputs, shape[0] // groups, axis=0)
+    return layer.met(largest)
 
 
 def order(layer: Layer) -> Array:
@@ -116,4 +111,4 @@ def _is_at_risk(layer: Layer) -> bool:
 
 
 def _request(layer: Layer) -> ChannelRange:
-    return ChannelRange(layer.data.name or "", 1 if layer.node.op_type == "Conv" else -1)
+    return ChannelRange(layer.data.name or "", layer.data_axis)
