@@ -37,8 +37,8 @@ from graphopt.pricing import price
 from graphopt.runtime.latency import measure
 from graphopt.runtime.session import Session
 from graphopt_passes.factorization.compress import Budget, Compression, Settings
-from graphopt_passes.factorization.harm import divergence
 from graphopt_passes.factorization.options import search
+from graphopt_passes.reconstruction.harm import divergence
 
 ALL = ("channel", "input", "spatial", "tucker", "heads", "hidden")
 

@@ -26,14 +26,14 @@ import onnx_ir as ir
 from graphopt.ir.walk import label
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
-from graphopt_passes.factorization.harm import Harm
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.numerics import codebook
 from graphopt_passes.numerics.quantizer import Array
+from graphopt_passes.reconstruction.harm import Harm
 from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.problem import MOST_INPUTS, Problem
 from graphopt_passes.reconstruction.walk import Walk
 from graphopt_passes.weights import packing
-from graphopt_passes.weights.problem import MOST_INPUTS, Problem
 from graphopt_passes.weights.shared import Shared, pack_all
 from graphopt_passes.weights.sizes import Sizes
 from graphopt_passes.weights.walking import candidates, fit, problem_of, rewrite

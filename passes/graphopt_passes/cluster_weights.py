@@ -22,8 +22,8 @@ from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.numerics import codebook
 from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.problem import Problem
 from graphopt_passes.weights import packing
-from graphopt_passes.weights.problem import Problem
 from graphopt_passes.weights.shared import Shared, pack_all
 from graphopt_passes.weights.sizes import Sizes
 from graphopt_passes.weights.walking import candidates, rewrite

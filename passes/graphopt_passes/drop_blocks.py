@@ -21,9 +21,9 @@ from graphopt.ir.walk import label
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
-from graphopt_passes.factorization.harm import divergence, watched
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.lossless.eliminate_identity import EliminateIdentity
+from graphopt_passes.reconstruction.harm import divergence, watched
 from graphopt_passes.reconstruction.linear import linear_layers
 from graphopt_passes.reconstruction.walk import Walk
 from graphopt_passes.residual_blocks import Block, remove, residual_blocks

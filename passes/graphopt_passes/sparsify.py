@@ -28,7 +28,7 @@ from graphopt_passes.numerics import sparse_support
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.numerics.sparse_support import Sparsity
 from graphopt_passes.reconstruction.linear import Linear
-from graphopt_passes.weights.problem import Problem
+from graphopt_passes.reconstruction.problem import Problem
 from graphopt_passes.weights.sizes import Sizes
 from graphopt_passes.weights.walking import candidates, rewrite
 

@@ -16,9 +16,10 @@ from graphopt_passes.factorization.candidates import Search
 from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.schemes import SCHEMES, Fits, layer_shape
 from graphopt_passes.factorization.sites import Site, site_of
-from graphopt_passes.factorization.transposed import transposed_layers, transposed_site
+from graphopt_passes.factorization.transposed import transposed_site
 from graphopt_passes.numerics.quadratic import Quadratic
 from graphopt_passes.reconstruction.linear import linear_layers
+from graphopt_passes.reconstruction.transposed import transposed_layers
 
 CONVS = {
     "plain": ("group=1", (6, 4, 3, 3), (2, 4, 7, 8)),

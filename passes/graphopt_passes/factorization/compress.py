@@ -28,22 +28,19 @@ from graphopt_passes.factorization.candidates import Candidate, Search, fit_all,
 from graphopt_passes.factorization.choice import choose
 from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.feed_forward import feed_forward_pairs
-from graphopt_passes.factorization.harm import Harm
 from graphopt_passes.factorization.pair_fits import PairFits
 from graphopt_passes.factorization.pair_fits import candidates as candidates_of
 from graphopt_passes.factorization.pairs import Pair, disjoint, shrink
 from graphopt_passes.factorization.regression import Regression
 from graphopt_passes.factorization.schemes import Fits, Fitted
 from graphopt_passes.factorization.sites import Site, site_of
-from graphopt_passes.factorization.transposed import (
-    TransposedLinear,
-    second_moments,
-    transposed_layers,
-    transposed_site,
-)
+from graphopt_passes.factorization.transposed import second_moments, transposed_site
 from graphopt_passes.factorization.units import TOGETHER, Option, Proposal, both, total, units_of
 from graphopt_passes.numerics.quadratic import Array, Quadratic
+from graphopt_passes.reconstruction.distillation import distill
+from graphopt_passes.reconstruction.harm import Harm
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.transposed import TransposedLinear, transposed_layers
 from graphopt_passes.reconstruction.walk import Walk
 
 EXACT = 1e-10
@@ -158,7 +155,8 @@ class Compression:
         pairs = {key: (sites[key], one) for key, one in replaced.items() if key not in moments}
         walked = [layer for layer in layers if not isinstance(layer, TransposedLinear)]
         with Walk(original, model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
-            return touched + sequential.apply(walk, walked, pairs, names, turned, through=self.settings.through)
+            touched += sequential.apply(walk, walked, pairs, names, turned, through=self.settings.through)
+        return touched + distill(original, model, evidence, seed=self.context.seed, fixed=self.context.excluded)
 
     def _shrink_pairs(
         self, model: ir.Model, chosen: Mapping[str, Candidate], names: FreshNames

@@ -14,13 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.pipeline.base import PassContext
-from graphopt_passes.factorization.harm import Harm
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.numerics.shares import shares
 from graphopt_passes.numerics.sparse_support import Sparsity, fit_support, magnitude
+from graphopt_passes.reconstruction.harm import Harm
 from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.problem import MOST_INPUTS, Problem
 from graphopt_passes.reconstruction.walk import Walk
-from graphopt_passes.weights.problem import MOST_INPUTS, Problem
 from graphopt_passes.weights.walking import RIDGE
 
 GRID = np.array([0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96])

@@ -13,8 +13,8 @@ from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.numerics import codebook
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.problem import Problem
 from graphopt_passes.weights import packing
-from graphopt_passes.weights.problem import Problem
 from graphopt_passes.weights.walking import Fitted
 
 

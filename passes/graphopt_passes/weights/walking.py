@@ -19,8 +19,8 @@ from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.problem import MOST_INPUTS, PENALTIES, Problem
 from graphopt_passes.reconstruction.walk import Observed, Walk
-from graphopt_passes.weights.problem import MOST_INPUTS, PENALTIES, Problem
 
 RIDGE = 1e-3
 ROWS = 20_000

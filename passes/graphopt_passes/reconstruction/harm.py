@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from graphopt.ir.surgery import FreshNames
 from graphopt.pipeline.evidence import Evidence
-from graphopt_passes.factorization.transposed import transposed_layers
 from graphopt_passes.numerics.quadratic import Array
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.transposed import transposed_layers
 
 MOST_CLASSES = 4096
 """Extent of the last axis up to which an output may be a classifier's."""
@@ -93,7 +93,7 @@ def watched(model: ir.Model) -> list[str]:
 def divergence(exact: Array, found: Array) -> Array:
     """Harm per sample, (samples,), of outputs `found` where `exact` were right, both (samples, ...)."""
     exact, found = exact.astype(np.float64), found.astype(np.float64)
-    if exact.ndim >= 2 and 1 < exact.shape[-1] <= MOST_CLASSES and exact[0].size == exact.shape[-1]:
+    if is_classified(exact):
         logs = _log_softmax(exact.reshape(len(exact), -1)), _log_softmax(found.reshape(len(found), -1))
         result: Array = np.maximum(0, np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), axis=-1))
         return result
@@ -101,6 +101,11 @@ def divergence(exact: Array, found: Array) -> Array:
     energy = max(float(np.square(exact).mean()), 1e-30)
     error: Array = np.square(found - exact).mean(axis=-1) / energy
     return error
+
+
+def is_classified(scores: Array) -> bool:
+    """Whether outputs (samples, ...) are taken as scores of classes."""
+    return scores.ndim >= 2 and 1 < scores.shape[-1] <= MOST_CLASSES and scores[0].size == scores.shape[-1]
 
 
 def _log_softmax(scores: Array) -> Array:

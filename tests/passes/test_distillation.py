@@ -1,0 +1,81 @@
+"""reconstruction.distillation: all weights together come nearer to the original, where gradients can be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import graphopt
+from graphopt.data import open_samples
+from graphopt.pipeline.evidence import Evidence
+from graphopt.runtime.session import Session
+from graphopt_passes.reconstruction.distillation import distill
+from graphopt_passes.reconstruction.harm import divergence
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+def damaged(model: ir.Model, seed: int = 0) -> ir.Model:
+    """All matrices with noise."""
+    copy, rng = model.clone(), np.random.default_rng(seed)
+    for value in copy.graph.initializers.values():
+        assert value.const_value is not None
+        array = value.const_value.numpy()
+        if array.ndim == 2 and array.dtype == np.float32:
+            noise = rng.normal(size=array.shape) * 0.15 * array.std()
+            value.const_value = ir.Tensor((array + noise).astype(np.float32), name=value.name)
+    return copy
+
+
+def evidence(model: ir.Model, samples: np.ndarray) -> Evidence:
+    return Evidence(open_samples({"input": samples}, model))
+
+
+def harm(exact: ir.Model, found: ir.Model, samples: np.ndarray) -> float:
+    scores = [Session(one).run({"input": samples})["logits"] for one in (exact, found)]
+    return float(divergence(*scores).mean())
+
+
+@pytest.mark.parametrize("name", ["transformer", "transformer.dynamo", "mlp"])
+def test_unseen_samples_gain(name: str) -> None:
+    model = graphopt.optimize(MODELS / f"{name}.onnx", pipeline="lossless").ir
+    samples = np.load(MODELS / "digits.calib.npz")["input"]
+    found = damaged(model)
+    before = harm(model, found, samples[150:])
+    changed = distill(model, found, evidence(model, samples[:150]), seed=0)
+    assert changed
+    assert harm(model, found, samples[150:]) < 0.8 * before
+
+
+def test_nothing_changes_without_gradients_without_gain_and_where_it_is_excluded() -> None:
+    samples = np.load(MODELS / "digits.calib.npz")["input"]
+    model = graphopt.optimize(MODELS / "mlp.onnx", pipeline="lossless").ir
+    seen = evidence(model, samples[:100])
+    assert distill(model, model.clone(), seen) == []
+    assert distill(model, damaged(model), seen, fixed=lambda _: True) == []
+    first = damaged(model)
+    again = damaged(model)
+    assert distill(model, first, seen, fixed=lambda node: node.op_type == "Add")
+    distill(model, again, seen, fixed=lambda node: node.op_type == "Add")
+    for name, value in first.graph.initializers.items():
+        other = again.graph.initializers[name].const_value
+        assert value.const_value is not None
+        assert other is not None
+        np.testing.assert_array_equal(value.const_value.numpy(), other.numpy())
+
+
+def test_what_convolutions_follow_has_no_gradient() -> None:
+    model = graphopt.optimize(MODELS / "depthwise.onnx", pipeline="lossless").ir
+    samples = np.load(MODELS / "digits.calib.npz")["input"]
+    found = damaged(model)
+    convolutions = {
+        node.inputs[1].name: node.inputs[1].const_value
+        for node in found.graph
+        if node.op_type == "Conv" and node.inputs[1]
+    }
+    distill(model, found, evidence(model, samples[:100]))
+    for name, tensor in convolutions.items():
+        assert found.graph.initializers[name or ""].const_value is tensor
