@@ -162,11 +162,11 @@ def _with_scale(product: ir.Node, folded: Folded, extents: Extents) -> tuple[ir.
 
 
 def _with_reader(add: ir.Node, folded: Folded, extents: Extents) -> tuple[ir.Node, ...]:
-    """The sum before a layer normalization, which its kernel can also return, and the bias before a Gelu."""
+    """The sum before a layer normalization, if nothing else reads it, and the bias before a Gelu."""
     total = add.outputs[0]
-    for use in total.uses():
-        if use.node.op_type == "LayerNormalization" and use.idx == 0 and use.node.graph is add.graph:
-            return (add, use.node)
+    reader = only_reader(total)
+    if reader is not None and reader.op_type == "LayerNormalization" and reader.graph is add.graph:
+        return (add, reader)
     if any(_is_bias(add, value, folded, extents) for value in add.inputs if value is not None):
         gelu = composites.gelu_of(total, folded)
         if all(node.graph is add.graph for node in gelu):

@@ -24,5 +24,12 @@ def profile_device(output: Path, overwrite: bool) -> None:
 
     with progress_bars(True) as bars:
         progress = None if bars is None else lambda done, total: bars("measuring kernels", done, total)
-        profile = measure_profile(output, overwrite=overwrite, progress=progress)
+        try:
+            profile = measure_profile(output, overwrite=overwrite, progress=progress)
+        except KeyboardInterrupt:
+            if output.exists():
+                click.echo(
+                    f"{output} is a profile of what is measured; the same command without --overwrite goes on", err=True
+                )
+            raise
     click.echo(f"wrote {output}: {profile.title}, in {len(profile.designs)} networks")

@@ -41,7 +41,10 @@ class DeviceProfile:
         plain_factor: time of a convolution outside of the blocked path, relative to one inside.
         overhead: seconds that any kernel takes.
         inference: seconds that one inference takes beside its kernels; counts only beside measured kernels.
-        kernels: measured kernels: family, amounts of work, seconds (see `graphopt.pricing.kernel_work`).
+        kernels: measured kernels: family, amounts of work, seconds (see `graphopt.pricing.kernel_work`), 0 where that is
+            less than a profiler can tell.
+        chains: of each measured network, how many of `kernels` are its own, in order, and the seconds of one inference;
+            0 where onnxruntime ran it otherwise than expected.
         pace: seconds of the reference that all measurements are relative to, 1 where there are none.
         designs: names of the networks that were measured.
         machine: what they were measured on.
@@ -59,6 +62,7 @@ class DeviceProfile:
     overhead: float = 0.5e-6
     inference: float = 10e-6
     kernels: tuple[tuple[str, Mapping[str, float], float], ...] = ()
+    chains: tuple[tuple[int, float], ...] = ()
     designs: tuple[str, ...] = ()
     pace: float = 1.0
     machine: str = ""
@@ -76,8 +80,9 @@ class DeviceProfile:
         if not self.kernels:
             return None
         from graphopt.pricing.kernel_times import KernelTimes
+        from graphopt.pricing.reconciling import reconciled
 
-        return KernelTimes(self.kernels)
+        return KernelTimes(reconciled(self.kernels, self.chains, self.inference))
 
     @property
     def alignment(self) -> int:
@@ -107,12 +112,16 @@ class DeviceProfile:
             if not isinstance(value, allowed) or isinstance(value, bool):
                 kind = "list" if known[key] is tuple else known[key].__name__
                 raise ProfileError(f"device profile {path}: {key} must be {kind}, not {value!r}")
-        if not all(map(_is_kernel, data.get("kernels", ()))) or not all(
-            isinstance(name, str) for name in data.get("designs", ())
+        if not (
+            all(map(_is_kernel, data.get("kernels", ())))
+            and all(map(_is_chain, data.get("chains", ())))
+            and all(isinstance(name, str) for name in data.get("designs", ()))
+            and sum(row[0] for row in data.get("chains", ()))
+            == (len(data.get("kernels", ())) if data.get("chains") else 0)
         ):
             raise ProfileError(f"device profile {path}: the measured kernels in it are damaged; measure it again")
-        kernels = tuple(tuple(row) for row in data.get("kernels", ()))
-        return cls(**{**data, "kernels": kernels, "designs": tuple(data.get("designs", ()))})
+        lists = {key: tuple(map(tuple, data.get(key, ()))) for key in ("kernels", "chains")}
+        return cls(**{**data, **lists, "designs": tuple(data.get("designs", ()))})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as `load` reads them."""
@@ -120,10 +129,19 @@ class DeviceProfile:
 
 
 def _is_kernel(row: Any) -> bool:
-    """Whether `row` is a family, amounts of work and seconds, all positive."""
+    """Whether `row` is a family, positive amounts of work, and seconds."""
     if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], str) or not isinstance(row[1], dict):
         return False
-    return all(isinstance(value, int | float) and value > 0 for value in (row[2], *row[1].values()))
+    if not all(isinstance(value, int | float) for value in (row[2], *row[1].values())):
+        return False
+    return row[2] >= 0 and all(amount > 0 for amount in row[1].values())
+
+
+def _is_chain(row: Any) -> bool:
+    """Whether `row` is a number of kernels and seconds."""
+    if not isinstance(row, list) or len(row) != 2:
+        return False
+    return isinstance(row[0], int) and isinstance(row[1], int | float) and min(row) >= 0
 
 
 @cache

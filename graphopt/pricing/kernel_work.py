@@ -43,7 +43,7 @@ _INTEGER_PRODUCTS = frozenset(
 ) | {"MatMulIntegerToFloat"}
 _JOINS = frozenset({"Concat", "Split"})
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd"})
-_ROWS = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization"})
+_ROWS = frozenset({"Softmax", "LogSoftmax", "LayerNormalization", "SkipLayerNormalization", "RMSNormalization"})
 _PIECES = frozenset({"Slice", "Gather", "Pad", "Expand", "Tile"})
 _NAMES = (
     (frozenset({"Erf"}), "Gelu"),
@@ -84,7 +84,7 @@ def work_of(kernel: Kernel, execution: Execution, block: int) -> KernelWork | No
         execution: extents and layouts of tensors.
         block: channels per block of the machine's convolutions.
     """
-    if kernel.view_of is not None:
+    if kernel.view_of is not None or kernel.main.op_type in ("Shape", "Size"):
         return KernelWork("view", {})
     name, main = kernel_name(kernel), kernel.main
     integer = kernel.integer or main.op_type in _INTEGER_PRODUCTS
@@ -115,6 +115,8 @@ def kernel_name(kernel: Kernel) -> str:
     if len(kernel.nodes) == 1 or kernel.integer or name in _CONVOLUTIONS | _PRODUCTS:
         return name
     operators = {node.op_type for node in kernel.nodes}
+    if "Add" in operators and (name == "LayerNormalization" or {"Sqrt", "ReduceMean"} <= operators):
+        return "SkipLayerNormalization"
     return next((fused for parts, fused in _NAMES if parts <= operators), name)
 
 
@@ -277,6 +279,8 @@ def _elementwise(name: str, kernel: Kernel, execution: Execution) -> KernelWork 
         kind = "across" if last and len(dims) == len(output) else "along"
         amounts["runs"] = prod(output)
     elif name in _ROWS:
+        axis = attributes.integer(node, "axis", -1)
+        kind = "" if axis in (-1, len(dims) - 1) or prod(dims[axis:]) == dims[axis] else "across"
         amounts["runs"] = elements // max(1, dims[-1] if dims else 1)
     elif name in _PIECES:
         amounts["runs"] = prod(output[:-1])

@@ -1,8 +1,8 @@
-"""How long a kernel takes on a device: by kernels that were measured there, else by the roofline."""
+"""How long kernels take on a device: by kernels that were measured there, else by the roofline."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -15,12 +15,21 @@ from graphopt.pricing.runs import Work
 
 
 def kernel_seconds(
-    kernel: Kernel, work: Mapping[ir.Node, Work], execution: Execution, device: DeviceProfile
-) -> float | None:
-    """Predicted seconds of one run of `kernel`, or None where its work is unknown. Arguments as for the roofline."""
-    if device.times is not None:
-        found = work_of(kernel, execution, device.block)
-        seconds = None if found is None else device.times.seconds(found)
-        if seconds is not None:
-            return seconds
-    return roofline.kernel_seconds(kernel, work, execution, device)
+    kernels: Sequence[Kernel], work: Mapping[ir.Node, Work], execution: Execution, device: DeviceProfile
+) -> list[float | None]:
+    """Predicted seconds of one run of each of `kernels`, which belong to one inference, or None where its work is unknown.
+
+    Other arguments as for the roofline.
+    """
+    times = device.times
+    if times is None:
+        return [roofline.kernel_seconds(kernel, work, execution, device) for kernel in kernels]
+    from graphopt.pricing.kernel_times import footprint
+
+    works = [work_of(kernel, execution, device.block) for kernel in kernels]
+    around = footprint([found.amounts for found in works if found is not None])
+    seconds = [None if found is None else times.seconds(found, around) for found in works]
+    return [
+        roofline.kernel_seconds(kernel, work, execution, device) if predicted is None else predicted
+        for kernel, predicted in zip(kernels, seconds, strict=True)
+    ]

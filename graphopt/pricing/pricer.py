@@ -15,7 +15,7 @@ import onnx_ir as ir
 from graphopt.analysis import shapes as inference
 from graphopt.analysis.execution import Execution
 from graphopt.analysis.extents import Extents
-from graphopt.analysis.fusion import Tensor
+from graphopt.analysis.fusion import Kernel, Tensor
 from graphopt.analysis.liveness import peak_activation_memory
 from graphopt.errors import InvalidModelError
 from graphopt.ir.collection import collection_paused
@@ -27,6 +27,7 @@ from graphopt.pricing.device import DeviceProfile, this_machine
 from graphopt.pricing.filesize import FileSize
 from graphopt.pricing.prediction import kernel_seconds
 from graphopt.pricing.runs import Run, Runs, Work, own_name, runs_of, title
+from graphopt.pricing.vanishing import vanishing
 from graphopt.pricing.weights import Weighing, is_parameter
 
 
@@ -121,15 +122,24 @@ class Pricer:
     def _seconds(self, runs: Runs, execution: Execution) -> dict[ir.Node, float | None]:
         """Predicted seconds of all runs, by the main node of each kernel."""
         seconds: dict[ir.Node, float | None] = {}
-        for graph, times in runs.graphs:
-            for kernel in execution.steps(graph):
-                once = kernel_seconds(kernel, self._work, execution, self._device)
-                before = seconds.get(kernel.main, 0.0)
-                if once is None or times is None or before is None:
-                    seconds[kernel.main] = None
-                else:
-                    seconds[kernel.main] = before + once * times
+        running = [
+            (kernel, times)
+            for graph, times in runs.graphs
+            for kernel in _kept(execution.steps(graph), vanishing(graph) if self._device.kernels else set())
+        ]
+        predicted = kernel_seconds([kernel for kernel, _ in running], self._work, execution, self._device)
+        for (kernel, times), once in zip(running, predicted, strict=True):
+            before = seconds.get(kernel.main, 0.0)
+            if once is None or times is None or before is None:
+                seconds[kernel.main] = None
+            else:
+                seconds[kernel.main] = before + once * times
         return seconds
+
+
+def _kept(kernels: Iterable[Kernel], gone: Collection[ir.Node]) -> Iterable[Kernel]:
+    """The kernels that are not made of nodes that are `gone`."""
+    return (kernel for kernel in kernels if not kernel.nodes or not all(node in gone for node in kernel.nodes))
 
 
 def _work(node: ir.Node, execution: Execution, weighing: Weighing) -> Work:

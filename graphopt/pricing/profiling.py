@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -21,7 +20,7 @@ import numpy as np
 from graphopt.errors import ProfileError, RuntimeFailureError
 from graphopt.pricing.designs import Design, designs
 from graphopt.pricing.device import DeviceProfile, this_machine
-from graphopt.pricing.kernel_samples import Bench
+from graphopt.pricing.kernel_samples import Bench, MeasuredChain
 
 _WRITE_EVERY = 5.0
 _FAST = 75
@@ -70,22 +69,25 @@ def _started(path: Path, overwrite: bool) -> DeviceProfile:
     if profile.machine != machine:
         made = f"measured on {profile.machine}" if profile.machine else "not measured"
         raise ProfileError(f"{path}: that profile was {made}, this is {machine}; --overwrite starts anew")
+    if profile.kernels and not profile.chains:
+        raise ProfileError(f"{path}: an earlier version measured that profile; --overwrite starts anew")
     return profile
 
 
 def _extended(profile: DeviceProfile, design: Design, bench: Bench) -> DeviceProfile:
     """The profile with the kernels of one more network; one that this onnxruntime cannot run has none."""
     try:
-        rows = bench.samples(design.build())
+        chain = bench.chain(design.build())
     except RuntimeFailureError:
-        rows = []
-    rounded = [(family, amounts, float(f"{seconds:.4g}")) for family, amounts, seconds in rows if seconds > 0]
+        chain = MeasuredChain((), 0.0)
+    rows = [(family, amounts, float(f"{seconds:.4g}")) for family, amounts, seconds in chain.kernels]
     return dataclasses.replace(
         profile,
         pace=bench.clock.pace,
         inference=max(bench.overhead.run, 1e-9),
         overhead=max(bench.overhead.kernel, 1e-9),
-        kernels=(*profile.kernels, *rounded),
+        kernels=(*profile.kernels, *rows),
+        chains=(*profile.chains, (len(rows), float(f"{chain.seconds:.5g}"))),
         designs=(*profile.designs, design.name),
     )
 
@@ -93,9 +95,13 @@ def _extended(profile: DeviceProfile, design: Design, bench: Bench) -> DevicePro
 def _with_speeds(profile: DeviceProfile) -> DeviceProfile:
     """The speeds of the roofline, which predicts what nothing was measured of."""
     flops = [
-        2 * amounts["macs"] / seconds for family, amounts, seconds in profile.kernels if family == "blocked window"
+        2 * amounts["macs"] / seconds
+        for family, amounts, seconds in profile.kernels
+        if family == "blocked window" and seconds > 0
     ]
-    moved = [4 * amounts["moved"] / seconds for _, amounts, seconds in profile.kernels if "moved" in amounts]
+    moved = [
+        4 * amounts["moved"] / seconds for _, amounts, seconds in profile.kernels if "moved" in amounts and seconds > 0
+    ]
     if not flops or not moved:
         return profile
     speeds = [float(f"{np.percentile(found, _FAST):.4g}") for found in (flops, moved)]
@@ -107,10 +113,13 @@ def _write(path: Path, profile: DeviceProfile) -> None:
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in profile.to_dict().items() if key != "kernels"]
     rows = ",\n".join(json.dumps(_short(row), separators=(",", ":")) for row in profile.kernels)
     lines.append(f'"kernels": [\n{rows}\n]')
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".json", delete=False) as file:
-            file.write("{" + ",\n".join(lines) + "}\n")
-        os.replace(file.name, path)
+        try:
+            draft.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -7,7 +7,6 @@ that is shorter than the time for which the scheduler lets a process run (some m
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from graphopt.runtime.kernel_events import read_runs
 from graphopt.runtime.session import Feeds, ModelSource, Session, SessionOptions
 
 _WARM_UP = 3
@@ -51,17 +51,13 @@ def kernel_times(model: ModelSource, feeds: Feeds, *, runs: int = 40, threads: i
         session = Session(model, SessionOptions(threads=threads, profile_to=Path(folder) / "profile"))
         for _ in range(_WARM_UP + runs):
             session.run(feeds)
-        events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
-    kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
-    count = len(kernels) // (_WARM_UP + runs)
-    if not count:
+        found = read_runs(session.end_profiling(), runs)
+    if not found:
         return []
-    seconds = np.array([event["dur"] for event in kernels[-count * runs :]], np.float64).reshape(runs, count) * 1e-6
+    first = found[0]
+    seconds = np.array([[event.seconds for event in run] for run in found if len(run) == len(first)], np.float64)
     typical = np.percentile(seconds, _TYPICAL, axis=0) + _HALF_TICK
-    return [
-        KernelTime(event["args"]["op_name"], event["name"].removesuffix("_kernel_time"), float(time_))
-        for event, time_ in zip(kernels[:count], typical, strict=True)
-    ]
+    return [KernelTime(event.op_type, event.name, float(time_)) for event, time_ in zip(first, typical, strict=True)]
 
 
 class PacedClock:

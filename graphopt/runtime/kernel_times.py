@@ -6,16 +6,16 @@ each round runs every model once, and times come by round. They are wall-clock m
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from graphopt.runtime.kernel_events import KernelEvent, read_runs
 from graphopt.runtime.latency import accepted
 from graphopt.runtime.session import Feeds, ModelSource, Session, SessionOptions
 
@@ -25,7 +25,6 @@ KernelTimes: TypeAlias = Mapping[str, npt.NDArray[np.float64]]
 _WARM_UP = 3
 _FEWEST_ROUNDS = 9
 _MOST_ROUNDS = 200
-_ENDING = "_kernel_time"
 
 
 def measure(
@@ -54,19 +53,13 @@ def measure(
             for session in sessions:
                 session.run(feeds)
             rounds += 1
-        return [_read(session.end_profiling(), rounds) for session in sessions]
+        return [_by_kernel(read_runs(session.end_profiling(), rounds)) for session in sessions]
 
 
-def _read(path: Path, rounds: int) -> KernelTimes:
-    """The last `rounds` runs of a profile."""
-    events: list[dict[str, Any]] = json.loads(path.read_text())
-    starts = np.array(sorted(event["ts"] for event in events if event["name"] == "model_run"))[-rounds:]
+def _by_kernel(runs: Sequence[Sequence[KernelEvent]]) -> KernelTimes:
+    """Seconds by kernel; those of a body that ran several times in one round are summed."""
     found: dict[str, npt.NDArray[np.float64]] = {}
-    for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith(_ENDING):
-            continue
-        run = int(np.searchsorted(starts, event["ts"], side="right")) - 1
-        if run >= 0:
-            name = event["name"].removesuffix(_ENDING)
-            found.setdefault(name, np.zeros(rounds))[run] += 1e-6 * event["dur"]
+    for number, run in enumerate(runs):
+        for event in run:
+            found.setdefault(event.name, np.zeros(len(runs)))[number] += event.seconds
     return found

@@ -9,8 +9,9 @@ import pytest
 from graphopt.analysis.execution import Execution
 from graphopt.analysis.extents import Extents
 from graphopt.lift import lift
-from graphopt.pricing.designs import Chain, designs
-from graphopt.pricing.kernel_samples import matched
+from graphopt.pricing.chains import Chain
+from graphopt.pricing.designs import designs
+from graphopt.pricing.kernel_samples import feeds_of, matched
 from graphopt.pricing.kernel_work import KernelWork, kernel_name, work_of
 from graphopt.runtime.kernel_clock import kernel_times
 
@@ -92,11 +93,28 @@ def test_designs_run_and_their_kernels_are_the_expected_ones(kind: str) -> None:
     lifted = lift(model).model
     execution = Execution(lifted, Extents(lifted), 8)
     kernels = execution.steps(lifted.graph)
-    (source,) = model.graph.input
-    dims = [dim.dim_value for dim in source.type.tensor_type.shape.dim]
-    times = kernel_times(model, {source.name: np.ones(dims, np.float32)}, runs=2)
+    times = kernel_times(model, feeds_of(model), runs=2)
     pairs = list(matched(kernels, times))
-    assert all(seconds > 0 for _, seconds in pairs)
+    assert all(seconds > 0 for _, seconds, _ in pairs)
     computing = [k for k in kernels if kernel_name(k) in ("Conv", "MatMul", "Gemm", "LSTM", "GRU") and k.nodes]
-    found = {id(kernel) for kernel, _ in pairs}
+    found = {id(kernel) for kernel, _, _ in pairs}
     assert sum(id(kernel) in found for kernel in computing) >= 0.7 * len(computing)
+
+
+def test_a_layer_normalization_that_takes_the_sum_before_it_is_another_kernel() -> None:
+    chain = Chain((2, 4, 8))
+    before = chain.layer("Tanh")
+    chain.dense(8)
+    chain.layer("Add", before)
+    chain.layer("LayerNormalization", chain.weight(8), chain.weight(8), axis=-1)
+    assert works(chain)["SkipLayerNormalization"].family == "SkipLayerNormalization"
+    total = chain.layer("Add", before)
+    chain.layer("LayerNormalization", chain.weight(8), chain.weight(8), axis=-1)
+    chain.layer("Mul", total)
+    assert {"Add", "LayerNormalization"} <= works(chain).keys()
+
+
+def test_a_softmax_across_channels_is_another_kernel() -> None:
+    chain = Chain((2, 4, 6, 6))
+    chain.layer("Softmax", axis=1)
+    assert works(chain)["Softmax"].family == "Softmax across"

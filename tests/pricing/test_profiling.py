@@ -12,7 +12,8 @@ import pytest
 from graphopt.errors import ProfileError
 from graphopt.lift import lift
 from graphopt.pricing import DeviceProfile, price, profiling
-from graphopt.pricing.designs import Chain, Design
+from graphopt.pricing.chains import Chain
+from graphopt.pricing.designs import Design
 
 
 def network(width: int) -> onnx.ModelProto:
@@ -83,12 +84,38 @@ def test_profiles_of_other_machines_are_not_gone_on_with(tmp_path: Path) -> None
     path.write_text('{"flops": 1e9}')
     with pytest.raises(ProfileError, match="not measured"):
         profiling.measure_profile(path)
+    machine = profiling.measure_profile(tmp_path / "q.json").machine
+    path.write_text(json.dumps({"machine": machine, "kernels": [["conv", {"macs": 1}, 1e-6]]}))
+    with pytest.raises(ProfileError, match="earlier version"):
+        profiling.measure_profile(path)
     assert list(profiling.measure_profile(path, overwrite=True).designs) == NAMES
+
+
+def test_others_may_read_it_as_they_may_any_file(tmp_path: Path) -> None:
+    path, plain = tmp_path / "p.json", tmp_path / "plain"
+    profiling.measure_profile(path)
+    plain.write_text("")
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_chains_say_how_the_kernels_fall_to_networks(tmp_path: Path) -> None:
+    profile = profiling.measure_profile(tmp_path / "p.json")
+    assert len(profile.chains) == len(NAMES)
+    assert sum(count for count, _ in profile.chains) == len(profile.kernels)
+    assert all(seconds > 0 for _, seconds in profile.chains)
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="cannot be written"):
         profiling.measure_profile(tmp_path / "missing" / "p.json")
+
+
+@pytest.mark.parametrize("chains", ["[1]", "[[1, -1]]", '[["a", 1]]', "[[1.5, 1]]", "[[2, 1]]"])
+def test_damaged_chains_are_an_error(chains: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(f'{{"chains": {chains}}}')
+    with pytest.raises(ProfileError, match="damaged"):
+        DeviceProfile.load(path)
 
 
 @pytest.mark.parametrize("kernels", ['[["conv", {"macs": 1}]]', '[["conv", {"macs": -1}, 1]]', "[1]", '[["a", [], 1]]'])
