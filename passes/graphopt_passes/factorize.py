@@ -48,6 +48,8 @@ class Factorize(Pass):
     )
 
     def __post_init__(self) -> None:
+        if self.rank is not None and self.rank <= 0:
+            raise ValueError("rank must be above 0: a number of channels, or below 1 a fraction of the highest rank")
         if self.rank is not None and (self.energy is not None or self.macs is not None or self.params is not None):
             raise ValueError("rank fixes what energy, macs and params would choose: give one of them")
 

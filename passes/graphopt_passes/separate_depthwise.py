@@ -63,4 +63,5 @@ class SeparateDepthwise(Pass):
         if error is None:
             error = _ERROR if self.macs is None and self.branches is None else float("inf")
         tried = search(["decoupling"], context, faster=self.prefer == "latency", branches=self.branches)
-        return compress(model, context, Settings(tried, Budget(self.macs), error, through=self.through_activation))
+        budget, through = Budget(self.macs), self.through_activation
+        return compress(model, context, Settings(tried, budget, error, through=through, title=self.name))

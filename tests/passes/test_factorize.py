@@ -100,8 +100,18 @@ def test_params_and_macs_are_bounded_together() -> None:
 
 
 def test_an_unreachable_target_says_the_least_that_can_be_reached() -> None:
-    with pytest.raises(TargetNotMetError, match=r"the least that these schemes can reach is macs=0\.\d+"):
+    with pytest.raises(
+        TargetNotMetError, match=r"^factorize: macs=0.01 .*the least that these schemes can reach is macs=0\.\d+"
+    ):
         run("factorize{macs=0.01,schemes=channel,align=1,prefer=macs}")
+    with pytest.raises(TargetNotMetError, match=r"^separate-depthwise: macs=0.01 "):
+        run("separate-depthwise{macs=0.01}")
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_rank_of_nothing_is_one_clear_error(rank: int) -> None:
+    with pytest.raises((OptionError, PipelineError), match="rank"):
+        run(f"factorize{{rank={rank}}}")
 
 
 def test_rank_deficient_layers_are_factorized_without_loss_and_without_data() -> None:
@@ -194,6 +204,7 @@ def test_transposed_convolutions_are_factorized_with_samples() -> None:
     for pipeline in ("factorize{energy=0.99,align=1,prefer=macs}", "factorize{macs=0.9,align=1,prefer=macs}"):
         result = run(pipeline, model, data=samples())
         assert "ConvTranspose" in remarks(result)
+        assert "not refitted in its place" in remarks(result)
         assert result.report.after.macs < 0.9 * result.report.before.macs
         exact, found = (outputs(one, samples(4)) for one in (model, result.model))
         assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)

@@ -70,6 +70,7 @@ class Settings:
         samples: that harm is measured on.
         probes: candidates per layer whose harm is measured.
         through: whether refits look through the activation behind a layer.
+        title: of the pass, for messages.
     """
 
     search: Search
@@ -79,6 +80,7 @@ class Settings:
     samples: int = 128
     probes: int = 4
     through: bool = False
+    title: str = "factorize"
 
 
 def compress(model: ir.Model, context: PassContext, settings: Settings) -> PassResult:
@@ -298,14 +300,17 @@ class Compression:
             if least > bound:
                 what = "macs" if attribute == "macs" else "params"
                 raise TargetNotMetError(
-                    f"{what}={bound / whole:.3g}: the least that these schemes can reach is {what}={least / whole:.3g}"
+                    f"{self.settings.title}: {what}={bound / whole:.3g} of the model cannot be met: the least that these schemes "
+                    f"can reach is {what}={least / whole:.3g}; allow more of it, or more replacements by prefer=macs"
                 )
             budgets.append(bound - fixed)
         harms = [np.array([total(each, "harm") for each in one]) for one in options]
         costs = [np.array([[total(each, kind[1]) for kind in kinds] for each in one], float) for one in options]
         picked = choose(harms, costs, budgets)
         if picked is None:
-            raise TargetNotMetError("no choice of replacements keeps both macs and params")
+            raise TargetNotMetError(
+                f"{self.settings.title}: no choice of replacements keeps both macs and params; allow more of one of them"
+            )
         chosen: Option = {}
         for one, index in zip(options, picked, strict=True):
             chosen |= one[index]
@@ -326,11 +331,12 @@ class Compression:
                     place, "kept: others pay better" if pays else "kept: no replacement would be cheaper"
                 )
                 continue
+            alone = ", not refitted in its place" if isinstance(proposal.site.layer, TransposedLinear) else ""
             harm = f", harm {one.harm:.2g}" if measured and self.settings.budget else ""
             self.remarks.applied(
                 place,
                 f"{one}: {_change(one.macs, keep.macs)} MACs, {_change(one.weights, keep.weights)} weights, "
-                f"{_change(one.seconds, keep.seconds)} predicted time, output error {one.error:.2g}{harm}",
+                f"{_change(one.seconds, keep.seconds)} predicted time, output error {one.error:.2g}{harm}{alone}",
             )
 
 

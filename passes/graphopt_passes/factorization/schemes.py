@@ -17,6 +17,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 
@@ -110,6 +111,10 @@ class Fits:
         return tuple(PointwiseFirst(one, self.site.channels) for one in self.quadratics)
 
 
+Fit: TypeAlias = Callable[[Fits, str, Amount, "Fitted | None", int], Fitted]
+"""(fits, scheme, amount, what to start from, rounds) -> the replacement."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Scheme:
     """One scheme.
@@ -126,7 +131,7 @@ class Scheme:
     applies: Callable[[Site], bool]
     most: Callable[[Site], Amount]
     shapes: Callable[[Site, Amount], Shapes]
-    fit: Callable[[Fits, str, Amount, Fitted | None, int], Fitted]
+    fit: Fit
 
 
 def _kernel_of(site: Site, axes: Sequence[int]) -> int:
@@ -319,6 +324,14 @@ def _table() -> Iterator[tuple[str, Scheme]]:
             "spatial", _has_two_axes, most, lambda site, amount: _pair(site, amount[0], axes(site)), _fit_stages
         )
 
+    def decoupled(fit: Fit, *, pointwise: bool) -> Scheme:
+        def most(site: Site) -> Amount:
+            return (min(site.pixels, site.channels if pointwise else site.outputs),)
+
+        return Scheme(
+            "decoupling", _has_window, most, lambda site, amount: _decoupled(site, amount[0], pointwise=pointwise), fit
+        )
+
     yield (
         "channel",
         Scheme(
@@ -351,26 +364,8 @@ def _table() -> Iterator[tuple[str, Scheme]]:
             _fit_stages,
         ),
     )
-    yield (
-        "depthwise",
-        Scheme(
-            "decoupling",
-            _has_window,
-            lambda site: (min(site.pixels, site.outputs),),
-            lambda site, amount: _decoupled(site, amount[0], pointwise=False),
-            _fit_stages,
-        ),
-    )
-    yield (
-        "pointwise",
-        Scheme(
-            "decoupling",
-            _has_window,
-            lambda site: (min(site.pixels, site.channels),),
-            lambda site, amount: _decoupled(site, amount[0], pointwise=True),
-            _fit_pointwise_first,
-        ),
-    )
+    yield "depthwise", decoupled(_fit_stages, pointwise=False)
+    yield "pointwise", decoupled(_fit_pointwise_first, pointwise=True)
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(dict(_table()))
