@@ -145,6 +145,28 @@ def test_the_pass_takes_what_is_for_free() -> None:
     assert sum("heads 3" in one for one in remarks) == 2
 
 
+@pytest.mark.parametrize("kind", ["zero weights", "zero inputs", "one sample", "float16"])
+def test_bad_input_gives_finite_results(kind: str) -> None:
+    model, data = network(), feeds(1 if kind == "one sample" else 16)
+    for tensor in model.graph.initializer:
+        if kind == "zero weights" and tensor.name in ("wk", "wv"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros((WIDTH, WIDTH), np.float32), tensor.name))
+        if kind == "float16" and tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
+            )
+    if kind == "float16":
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    dtype = np.float16 if kind == "float16" else np.float32
+    data = {"x": (data["x"] * (kind != "zero inputs")).astype(dtype)}
+    result = graphopt.optimize(model, pipeline="factorize{params=0.7,prefer=macs,align=1}", data=data, verify="full")
+    assert result.report.after.params <= 0.7 * result.report.before.params
+    found = outputs(result.model, {"x": feeds(seed=3)["x"].astype(dtype)})
+    assert found.dtype == dtype
+    assert np.isfinite(found).all()
+
+
 def test_heads_lose_less_than_parts_of_low_rank() -> None:
     data, file = np.load(MODELS / "digits.calib.npz")["input"], MODELS / "transformer.dynamo.onnx"
     exact = Session(file).run({"input": data[100:]})["logits"]

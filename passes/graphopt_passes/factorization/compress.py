@@ -198,6 +198,8 @@ class Compression:
                 self.remarks.missed(label(layer.node), "kept: its weights are not finite")
             elif layer.output.uses() or layer.output.is_graph_output():
                 sites[layer.key] = site
+                if not layer.weight().any():
+                    self.remarks.missed(label(layer.node), "its weights are zero: every rank is exact")
         return sites
 
     def _from_weights(self, site: Site) -> Proposal:
@@ -230,7 +232,14 @@ class Compression:
         keep = self.settings.search.keep(site)
         if not self.settings.search.candidates(site):
             return Proposal(site, [keep])
-        regression = Regression(walk.observe(layer), layer.weight(), centred=layer.takes_bias)
+        seen = walk.observe(layer)
+        if seen.rows < layer.width:
+            why = f"fewer calibration rows ({seen.rows}) than inputs ({layer.width}): held near its own weights"
+            self.remarks.missed(label(site.layer.node), why)
+        regression = Regression(seen, layer.weight(), centred=layer.takes_bias)
+        if regression.silent:
+            why = f"{regression.silent} of {layer.groups * layer.width} inputs never vary: held near its own weights there"
+            self.remarks.missed(label(site.layer.node), why)
         return self._measured(layer, Fits(site, regression.quadratics()), regression, harm)
 
     def _measured(self, layer: Linear, fits: Fits, regression: Regression | None, harm: Harm) -> Proposal:

@@ -46,6 +46,8 @@ class Regression:
         self.mean = seen.inputs.mean(axis=-1, dtype=np.float64) if centred else np.zeros((groups, width))
         second = np.matmul(seen.inputs, seen.inputs.transpose(0, 2, 1)).astype(np.float64) / rows
         self._raw = second - self.mean[:, :, None] * self.mean[:, None, :]
+        self.silent = int((np.diagonal(self._raw, axis1=1, axis2=2) <= 0).sum())
+        """How many inputs never vary (or, where means count, are always 0)."""
         scale = np.maximum(np.trace(self._raw, axis1=1, axis2=2) / width, 0)
         self.gram = self._raw + (ridge * scale)[:, None, None] * np.eye(width)
         self._inverse: Array | None = None
