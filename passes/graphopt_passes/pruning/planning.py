@@ -107,7 +107,7 @@ def rank(model: ir.Model, structure: Structure, calibration: Calibration, macs: 
     samples = int(_PROBE_WORK / max(1.0, macs * probes))
     points = {}
     if found:
-        judge = Judge(model, calibration.evidence.subset(min(max(samples, 4), 64)))
+        judge = Judge(model, calibration.evidence.subset(max(samples, 4)))
         points = sensitivity.measured(model, found, judge)
     return Ranking({number: curve.elimination for number, curve in found.items()}, points)
 
