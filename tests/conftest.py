@@ -19,6 +19,7 @@ def corpus() -> Path:
 
 @pytest.fixture(autouse=True)
 def no_stopwatch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `quantize` leaves float must not depend on how busy the machine is, but where a test is about that."""
+    """What passes choose must not depend on how busy the machine is, but where a test is about that."""
     if request.node.get_closest_marker("stopwatch") is None:
         monkeypatch.setattr("graphopt_passes.quantize.runs_here", lambda target, evidence: False)
+        monkeypatch.setattr("graphopt_passes.reconstruction.stopwatch.clock", lambda context: None)

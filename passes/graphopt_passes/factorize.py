@@ -41,7 +41,8 @@ class Factorize(Pass):
     rank: float | None = option(None, "rank of every layer, below 1 as a fraction of the highest", minimum=0)
     align: int | None = option(None, "ranks are multiples of this; by default of the runtime's block", minimum=1)
     prefer: Literal["latency", "macs"] = option(
-        "latency", "whether a layer is replaced only where it is predicted to run faster, or wherever MACs fall"
+        "latency",
+        "whether a layer is replaced only where it runs faster, predicted and measured, or wherever MACs fall",
     )
     through_activation: bool = option(
         False, "fit through the activation behind a layer: what it cuts off does not count"

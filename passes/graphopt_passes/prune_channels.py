@@ -10,21 +10,24 @@ docs/pruning.md has more.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from graphopt.analysis.coupling import Coupling, couple, remove
 from graphopt.ir.surgery import FreshNames, drop_unread
 from graphopt.pipeline.base import Pass, PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
+from graphopt.runtime.latency import Latency
 from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.pruning.execution import Execution, Settings
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Limits
+from graphopt_passes.reconstruction import stopwatch
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 
 _Criterion: TypeAlias = Literal["auto", "obs", "l1", "l2", "bn-scale", "activation", "geometric-median", "random"]
@@ -100,11 +103,21 @@ class PruneChannels(Pass):
             remarks.missed("model", "nothing to prune: all widths stay as they are")
             _take_biases(given)
             return PassResult(False, (), remarks.listed(), warnings=warnings)
+        evidence = stopwatch.clock(context)
+        original = model.clone() if evidence is not None else None
         gone = execution.repair(gone)
         _say_widths(coupling, {number: len(units) for number, units in gone.items()}, remarks)
         touched = remove(model, coupling, structure.units(gone))
+        facts: dict[str, Any] = {}
+        if evidence is not None and original is not None:
+            taken = evidence.remember(
+                ("pruned", _widths(gone)), original, lambda: stopwatch.race(original, model, evidence)
+            )
+            facts["time"] = taken.to_dict()
+            remarks.applied("model", f"measured {stopwatch.said(taken)}")
+            warnings = [*warnings, *_slower(taken, self.align)]
         whole = execution.refitted or bool(given)
-        return PassResult(True, None if whole else touched, remarks.listed(), warnings=warnings)
+        return PassResult(True, None if whole else touched, remarks.listed(), warnings, facts)
 
     def _settings(self, context: PassContext) -> Settings:
         criterion = ("l2" if context.evidence is None else "obs") if self.criterion == "auto" else self.criterion
@@ -136,6 +149,19 @@ class PruneChannels(Pass):
             return matches or context.excluded(node)
 
         return excluded, warnings
+
+
+def _widths(gone: Mapping[int, NDArray[Any]]) -> tuple[tuple[int, bytes], ...]:
+    """What goes, as a key."""
+    return tuple((number, np.asarray(units).tobytes()) for number, units in sorted(gone.items()))
+
+
+def _slower(taken: Latency, align: int | None) -> list[str]:
+    """A warning where the pruned model takes longer beyond doubt."""
+    if taken.interval[0] <= 1:
+        return []
+    advice = "" if align is None else f"; align={align} allows widths that the device has no full blocks for"
+    return [f"prune-channels: the result is slower on this machine: {stopwatch.said(taken)}{advice}"]
 
 
 def _give_biases(model: ir.Model) -> list[Linear]:

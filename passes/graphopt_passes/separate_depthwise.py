@@ -35,7 +35,8 @@ class SeparateDepthwise(Pass):
     energy: float | None = option(None, "the same as error = 1 - energy", minimum=0, maximum=1)
     macs: float | None = option(None, "multiply-accumulates of the whole model, a fraction up to 1", minimum=0)
     prefer: Literal["latency", "macs"] = option(
-        "latency", "whether a layer is replaced only where it is predicted to run faster, or wherever MACs fall"
+        "latency",
+        "whether a layer is replaced only where it runs faster, predicted and measured, or wherever MACs fall",
     )
     through_activation: bool = option(
         False, "fit through the activation behind a layer: what it cuts off does not count"

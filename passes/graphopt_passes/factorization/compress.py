@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +23,7 @@ from graphopt.pipeline.base import PassContext, PassResult
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
 from graphopt.pricing import price
-from graphopt_passes.factorization import sequential
+from graphopt_passes.factorization import racing, sequential
 from graphopt_passes.factorization.attention import attention_pairs
 from graphopt_passes.factorization.candidates import Candidate, Search, fit_all, interpolated, probed
 from graphopt_passes.factorization.choice import choose
@@ -37,6 +38,7 @@ from graphopt_passes.factorization.sites import Site, site_of
 from graphopt_passes.factorization.transposed import second_moments, transposed_site
 from graphopt_passes.factorization.units import TOGETHER, Option, Proposal, both, total, units_of
 from graphopt_passes.numerics.quadratic import Array, Quadratic
+from graphopt_passes.reconstruction import stopwatch
 from graphopt_passes.reconstruction.distillation import distill
 from graphopt_passes.reconstruction.harm import Harm
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
@@ -95,7 +97,7 @@ def compress(model: ir.Model, context: PassContext, settings: Settings) -> PassR
     chosen = compression.choose(proposals, settings.budget)
     touched = compression.apply(model, proposals, chosen)
     left = [node for node in touched if node.graph is not None]
-    return PassResult(bool(left), left, compression.remarks.listed())
+    return PassResult(bool(left), left, compression.remarks.listed(), compression.warnings, compression.facts)
 
 
 class Compression:
@@ -107,6 +109,8 @@ class Compression:
         self.context = context
         self.settings = settings
         self.remarks = Remarks()
+        self.warnings: list[str] = []
+        self.facts: dict[str, Any] = {}
 
     def propose(self) -> dict[str, Proposal]:
         """All candidates of every layer, by the layer's key, in topological order."""
@@ -119,17 +123,43 @@ class Compression:
     def choose(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
         """One candidate per layer, with a remark for each.
 
+        Where the result is to be fast and runs on this machine, replacements that gain no time are given up.
+
         Raises:
             TargetNotMetError: the budget cannot be kept.
         """
+        evidence, search = stopwatch.clock(self.context), self.settings.search
+        if evidence is None or not search.faster or search.fixed:
+            chosen = self._choice(proposals, budget)
+            self._remark(proposals, chosen)
+            return chosen
+        settled = racing.settle(self.model, proposals, lambda offered: self._choice(offered, budget), evidence)
+        self._remark(proposals, settled.chosen, settled)
+        self._say_time(settled)
+        return settled.chosen
+
+    def _choice(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
         if budget:
-            chosen = self._within_budget(proposals, budget)
-        else:
-            chosen = {}
-            for options in units_of(proposals):
-                chosen |= self._alone(options)
-        self._remark(proposals, chosen)
+            return self._within_budget(proposals, budget)
+        chosen: dict[str, Candidate] = {}
+        for options in units_of(proposals):
+            chosen |= self._alone(options)
         return chosen
+
+    def _say_time(self, settled: racing.Settled) -> None:
+        comparison = settled.comparison
+        if comparison is None:
+            return
+        whole = comparison.whole
+        self.facts["time"] = comparison.to_dict()
+        said = stopwatch.said(whole)
+        self.remarks.applied("model", f"measured {said}")
+        slow = [key for key, one in comparison.layers.items() if one.interval[0] > 1]
+        if whole.interval[0] > 1 or slow:
+            self.warnings.append(
+                f"the budget asks for replacements that are slower on this machine: {said}, {len(slow)} of "
+                f"{len(comparison.layers)} layers slower; a larger budget avoids that"
+            )
 
     def apply(
         self, model: ir.Model, proposals: Mapping[str, Proposal], chosen: Mapping[str, Candidate]
@@ -325,7 +355,12 @@ class Compression:
             chosen |= one[index]
         return {key: chosen[key] for key in proposals}
 
-    def _remark(self, proposals: Mapping[str, Proposal], chosen: Mapping[str, Candidate]) -> None:
+    def _remark(
+        self,
+        proposals: Mapping[str, Proposal],
+        chosen: Mapping[str, Candidate],
+        settled: racing.Settled | None = None,
+    ) -> None:
         measured = self.context.evidence is not None
         for key, one in chosen.items():
             proposal = proposals[key]
@@ -334,6 +369,10 @@ class Compression:
                 continue
             if one.scheme in TOGETHER:
                 keep = both(keep, proposals[proposal.partner or ""].candidates[0])
+            if one.scheme == "keep" and settled is not None and key in settled.slower:
+                tried, taken = settled.slower[key]
+                self.remarks.missed(place, f"kept: {tried} measured x{taken.ratio:.2f} of its time")
+                continue
             if one.scheme == "keep":
                 pays = len(proposal.candidates) > 1
                 self.remarks.missed(
@@ -341,11 +380,13 @@ class Compression:
                 )
                 continue
             alone = ", not refitted in its place" if isinstance(proposal.site.layer, TransposedLinear) else ""
+            timed = settled.comparison.layers.get(key) if settled is not None and settled.comparison else None
+            time = "" if timed is None else f"x{timed.ratio:.2f} measured, "
             harm = f", harm {one.harm:.2g}" if measured and self.settings.budget else ""
             self.remarks.applied(
                 place,
                 f"{one}: {_change(one.macs, keep.macs)} MACs, {_change(one.weights, keep.weights)} weights, "
-                f"{_change(one.seconds, keep.seconds)} predicted time, output error {one.error:.2g}{harm}{alone}",
+                f"{_change(one.seconds, keep.seconds)} predicted time, {time}output error {one.error:.2g}{harm}{alone}",
             )
 
 
