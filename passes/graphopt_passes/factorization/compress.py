@@ -7,6 +7,7 @@ as they are, and the relative error of a layer's weights stands for its harm.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from graphopt_passes.factorization.schemes import Fits, Fitted
 from graphopt_passes.factorization.sites import Site, site_of
 from graphopt_passes.factorization.transposed import second_moments, transposed_site
 from graphopt_passes.factorization.units import TOGETHER, Option, Proposal, both, total, units_of
+from graphopt_passes.numerics.blas import one_thread
 from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction import stopwatch
 from graphopt_passes.reconstruction.distillation import distill
@@ -47,6 +49,10 @@ from graphopt_passes.reconstruction.walk import Walk
 
 EXACT = 1e-10
 """Relative squared error below which a replacement counts as lossless."""
+
+
+_NARROW = 1024
+"""Inputs of the widest layer up to which products are too small for several threads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +99,11 @@ def compress(model: ir.Model, context: PassContext, settings: Settings) -> PassR
         DataError: activations are not finite on the samples.
     """
     compression = Compression(model, context, settings)
-    proposals = compression.propose()
-    chosen = compression.choose(proposals, settings.budget)
-    touched = compression.apply(model, proposals, chosen)
+    small = max((layer.width for layer in _layers(model)), default=0) <= _NARROW
+    with one_thread() if small else contextlib.nullcontext():
+        proposals = compression.propose()
+        chosen = compression.choose(proposals, settings.budget)
+        touched = compression.apply(model, proposals, chosen)
     left = [node for node in touched if node.graph is not None]
     return PassResult(bool(left), left, compression.remarks.listed(), compression.warnings, compression.facts)
 
