@@ -33,7 +33,8 @@ CANDIDATES = ("mse", "minmax", "percentile-99.99", "entropy")
 
 _CLEARLY = 0.9
 """Another candidate than the first is taken where it leaves this part of its error."""
-_SAMPLES = 32
+_SAMPLES = 128
+"""Fewer mislead: candidates whose clipped ends make up for each other on 32 samples of VWW lost 2 dB on others."""
 _WORK = 2e11
 """Multiply-accumulates that all trials together may take, some seconds: a bound on time would not repeat itself."""
 _ALIKE = 0.02
