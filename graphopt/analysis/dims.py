@@ -27,6 +27,7 @@ INVENTED = "_unk."
 _SPELLED = INVENTED + "x"
 _NUMBERED = re.compile(re.escape(INVENTED) + r"(\d+)")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
+_MULTIPLE = re.compile(r"(?:([1-9]\d*)\*)?([A-Za-z_]\w*)")
 _LONGEST = 240
 """Characters. An expression that grew beyond this says nothing to anybody and costs sympy seconds."""
 
@@ -181,8 +182,36 @@ class Arithmetic:
             return None
         key = (name, a, b)
         if key not in self._done:
-            self._done[key] = _evaluate(operation, a, b)
+            known = _of_multiples(name, a, b)
+            self._done[key] = _evaluate(operation, a, b) if known is None else known
         return self._done[key]
+
+
+def _of_multiples(name: str, a: int | str, b: int | str) -> Dim:
+    """Products and exact quotients of multiples of one symbol, which most are: sympy takes 40 MB to find them."""
+    first, second = _multiple(a), _multiple(b)
+    if first is None or second is None:
+        return None
+    (factor, symbol), (other, divisor) = first, second
+    if name == "multiply" and not (symbol and divisor) and factor and other:
+        return _text(factor * other, symbol or divisor)
+    if name in ("quotient", "floor_divide") and symbol and other and divisor in ("", symbol) and factor % other == 0:
+        return _text(factor // other, "" if divisor else symbol)
+    return None
+
+
+def _multiple(dim: int | str) -> tuple[int, str] | None:
+    """`k` or `k*symbol` as (k, symbol); None for all else."""
+    if isinstance(dim, int):
+        return (dim, "") if dim > 0 else None
+    found = _MULTIPLE.fullmatch(dim)
+    return None if found is None else (int(found[1] or 1), found[2])
+
+
+def _text(factor: int, symbol: str) -> Dim:
+    if not symbol:
+        return factor
+    return symbol if factor == 1 else f"{factor}*{symbol}"
 
 
 def _evaluate(operation: Callable[[ir.SymbolicDim, ir.SymbolicDim], ir.SymbolicDim], a: int | str, b: int | str) -> Dim:

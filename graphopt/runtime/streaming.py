@@ -27,7 +27,7 @@ from graphopt.errors import DataError
 from graphopt.runtime.pieces import Piece, values_named
 from graphopt.runtime.requests import Batch
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 4 << 20
 """Bytes of values that are computed at a time, where the batch can be cut that small."""
 
 INPUT_BYTES = 512 << 10
@@ -119,11 +119,13 @@ class ModelStream:
                 types = {value: array.dtype for value, array in part.feeds.items()}
                 piece = Piece(self.model, list(values.values()), types, threads=self._threads)
             arrays = piece.run(part.feeds)
-            yield Observation(
-                part.first, part.count, {name: trimmed(arrays[value], value, part) for name, value in values.items()}
-            )
             if isinstance(sizing, _Sizing):
                 sizing.learn(part.count, sum(array.nbytes for array in arrays.values()))
+            yield Observation(
+                part.first,
+                part.count,
+                {name: trimmed(arrays.pop(value), value, part) for name, value in values.items()},
+            )
             if self._progress is not None:
                 self._progress("calibration", part.first + part.count, self.samples())
 

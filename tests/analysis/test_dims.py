@@ -82,3 +82,16 @@ def test_invented_symbols_are_recognized() -> None:
     assert not any(map(dims.is_invented, ("batch", "2*batch", 3, None)))
     assert dims.invented_since("_unk.4 + _unk.9", 9)
     assert not dims.invented_since("_unk.4 + _unk.in0.30", 9)
+
+
+@pytest.mark.parametrize("name", ["n", "batch_size", "E", "_unk.x"])
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (64, 1), (64, 32), (64, 3), (6, 4), (1, 7)])
+def test_multiples_of_a_symbol_are_what_sympy_makes_of_them(name: str, k: int, m: int) -> None:
+    """They are found without it, and must be spelled as it spells them."""
+    a = f"{k}*{name}" if k > 1 else name
+    b = f"{m}*{name}" if m > 1 else name
+    cases: list[tuple[str, int | str]] = [("multiply", m), ("quotient", m), ("floor_divide", m)]
+    operations = {"multiply": lambda x, y: x * y, "quotient": lambda x, y: x / y, "floor_divide": lambda x, y: x // y}
+    for operation, other in (*cases, ("quotient", b), ("floor_divide", b), ("multiply", b)):
+        expected = dims._evaluate(operations[operation], a, other)
+        assert getattr(Arithmetic(), operation)(a, other) in (expected, a if other == 1 else expected)

@@ -19,7 +19,6 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from scipy.optimize import nnls
 
 from graphopt.analysis.extents import Extents
 from graphopt.ir.walk import label
@@ -118,6 +117,8 @@ class Border:
         if not self.conversions:
             return
         sizes, seconds = np.array(self.conversions, np.float64).T
+        from scipy.optimize import nnls  # here, because it takes half a second and 40 MB that few runs need
+
         self.per_value, self.per_element = map(float, nnls(np.stack([np.ones_like(sizes), sizes], axis=1), seconds)[0])
         expected = sum(self.seconds(size) for sizes, _ in self.totals for size in sizes)
         factor = sum(total for _, total in self.totals) / expected if expected else 1.0
