@@ -196,7 +196,8 @@ def _may_cut(feeds: Mapping[ir.Value, np.ndarray]) -> bool:
 
 
 def _is_open(value: ir.Value) -> bool:
-    return value.shape is not None and len(value.shape) > 0 and not isinstance(value.shape[0], int)
+    extent = value.shape[0] if value.shape else 1
+    return not isinstance(extent, int) or extent < 0  # some exporters write -1
 
 
 def trimmed(array: np.ndarray, value: ir.Value, part: Part) -> np.ndarray:

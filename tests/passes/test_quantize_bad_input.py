@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,9 @@ def network(
         ({"x": np.where(X.max() - 0.01 < X, np.nan, X)}, "holds NaN or infinity"),
         ({"x": X, "labels": np.arange(15)}, r"16 samples, but labels of shape \(15,\)"),
         ({"x": X.astype(object)}, r"holds Python objects \(a pickle\)"),
+        ({"x": X.astype(str)}, "samples of type <U32"),
+        ({"x": X.reshape(16, -1)}, r"an array of shape \(16, 50\)"),
+        ({"x": np.where(X.max() - 0.01 < X, -np.inf, X)}, "holds NaN or infinity"),
         ({"z": X, "q": X}, "no array for the input 'x'"),
         ({"x": X[:0]}, "there are no samples"),
     ],
@@ -66,6 +70,25 @@ def test_samples_that_do_not_fit(
     assert printed.err.count("\n") == 1
     assert re.search(message, printed.err), printed.err
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"m.onnx", *(["d.npz"] if arrays else [])})
+
+
+def test_a_pickle_is_no_archive(rewriter: Rewriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ir.save(network(rewriter), tmp_path / "m.onnx")
+    (tmp_path / "d.npz").write_bytes(pickle.dumps({"x": X}))
+    command = ["run", str(tmp_path / "m.onnx"), "-p", "quantize", "-d", str(tmp_path / "d.npz")]
+    assert main([*command, "-o", str(tmp_path / "q.onnx")]) == 1
+    assert re.search(r"d\.npz is no readable \.npz file", capsys.readouterr().err)
+    assert not (tmp_path / "q.onnx").exists()
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float16, np.int64])
+def test_numbers_of_other_types_are_fed_as_float(rewriter: Rewriter, kind: type) -> None:
+    model = network(rewriter)
+    exact: np.ndarray = (2 * X).astype(kind)
+    result = graphopt.optimize(model, "quantize", data={"x": exact})
+    feeds = {"x": exact.astype(np.float32)}
+    assert sqnr(outputs(model, feeds)[0], outputs(result.ir, feeds)[0]) > 25
+    assert any("integers" in text for text in result.warnings) == (kind is np.int64)
 
 
 def test_random_samples_are_warned_of(rewriter: Rewriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

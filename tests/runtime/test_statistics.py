@@ -292,3 +292,15 @@ def test_resnet_of_the_corpus(corpus: object) -> None:
     answer = collect(model, [Range(last)], cut({name: x}, 6))[Range(last)]
     assert (answer.low, answer.high) == pytest.approx((reference[last].min(), reference[last].max()), rel=1e-4)
     assert all(found[Range(output)].low < 0 < found[Range(output)].high for output in outputs)
+
+
+@pytest.mark.parametrize(("batch", "cut_into"), [("n", [1, 3, 3, 2]), (-1, [1, 3, 3, 2]), (9, [9])])
+def test_open_batches_are_cut_however_they_are_written(
+    batch: int | str, cut_into: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 3 * X[0].nbytes)
+    model = network()
+    model.graph.inputs[0].shape = ir.Shape([batch, *X.shape[1:]])
+    nine = np.concatenate([X, X, X, X, X, X, X, X, X])[:9]
+    stream = streaming.ModelStream(model, cut({"x": nine}, 9))
+    assert [observation.count for observation in stream.stream(["x"])] == cut_into
