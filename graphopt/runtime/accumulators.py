@@ -153,8 +153,9 @@ class ChannelRangeOf:
 class MomentsOf:
     """`Moments`."""
 
-    def __init__(self, axis: int) -> None:
+    def __init__(self, axis: int, *, magnitudes: bool = False) -> None:
         self._axis = axis
+        self._magnitudes = magnitudes
         self._count = 0
         self._mean: Any = 0.0
         self._squares: Any = 0.0  # sums of squared distances from the mean
@@ -166,7 +167,8 @@ class MomentsOf:
             return
         step = max(1, _PIECE // (x.shape[1] * x.shape[2]))
         for start in range(0, x.shape[0], step):
-            self._merge(x[start : start + step].astype(np.float64))
+            piece = x[start : start + step].astype(np.float64)
+            self._merge(np.abs(piece, out=piece) if self._magnitudes else piece)
 
     def _merge(self, x: np.ndarray) -> None:
         count = x.shape[0] * x.shape[2]

@@ -120,10 +120,11 @@ class MomentsResult:
 
 @dataclasses.dataclass(frozen=True)
 class Moments(Request[MomentsResult]):
-    """Mean and variance per channel along `axis`."""
+    """Mean and variance per channel along `axis`, of x or, with `magnitudes`, of |x|."""
 
     value: str
     axis: int
+    magnitudes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

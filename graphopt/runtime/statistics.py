@@ -139,7 +139,7 @@ _MAKERS: Mapping[type, Callable[[ir.Model, Any, _Samples], _Question]] = {
     Range: lambda _, request, __: (RangeOf(), request.value),
     Histogram: lambda _, request, __: (HistogramOf(request.bins), request.value),
     ChannelRange: lambda _, request, __: (ChannelRangeOf(request.axis), request.value),
-    Moments: lambda _, request, __: (MomentsOf(request.axis), request.value),
+    Moments: lambda _, request, __: (MomentsOf(request.axis, magnitudes=request.magnitudes), request.value),
     Gram: _gram,
     PatchGram: _patch_gram,
 }

@@ -163,9 +163,17 @@ def test_options_that_cannot_be(options: str) -> None:
 
 
 def test_a_target_out_of_reach_says_the_least_possible() -> None:
-    with pytest.raises(TargetNotMetError, match=r"keeps 0\.\d+ of its macs") as caught:
+    with pytest.raises(TargetNotMetError, match=r"narrowest widths keep [\d,]+, macs=0\.\d+;") as caught:
         _prune(_network(), "macs=0.01,min_width=6,align=1")
     assert caught.value.exit_code == 3
+    least = str(caught.value).split("macs=")[1].split(";")[0]
+    result = _prune(_network(), f"macs={least},min_width=6,align=1")
+    assert _widths(result.model) == [6, 6, 6]
+
+
+def test_a_ratio_that_alignment_rounds_is_a_remark() -> None:
+    assert "it is 0.50: widths are multiples of 8" in _remarks(_prune(_network((16, 16)), "ratio=0.4,align=8"))
+    assert "were to go" not in _remarks(_prune(_network((10, 10)), "ratio=0.4,align=1"))
 
 
 def test_nothing_to_prune_is_a_remark() -> None:
@@ -231,3 +239,22 @@ def test_layers_that_are_too_wide_for_their_moments_are_shifted(monkeypatch: pyt
     result = _prune(model, options, _samples())
     assert "ranked by weights alone" in _remarks(result)
     assert _error(model, result.model) < _error(model, _prune(model, f"{options},criterion=random").model)
+
+
+def test_activation_goes_by_mean_magnitudes_behind_the_activation() -> None:
+    model = _network((4, 2))
+    weight, bias = np.zeros((4, 3, 3, 3), np.float32), np.zeros(4, np.float32)
+    weight[0, 0, 1, 1] = 1  # rarely large: the mean is small, the mean square is not
+    weight[1:, 1, 1, 1] = 1, 3, 3
+    bias[2] = -1000  # far from zero, and never above it
+    for tensor, array in zip(model.graph.initializer, (weight, bias), strict=False):
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    x = np.ones((8, 3, 8, 8), np.float32)
+    x[:, 0], x[:, 0, 4, 4] = 0, 40
+    options = "ratio=0.5,scope=uniform,align=1,min_width=2,criterion=activation,repair=false"
+    left = next(
+        numpy_helper.to_array(tensor)
+        for tensor in _prune(model, options, {"x": x}).model.graph.initializer
+        if tensor.dims[1:] == [3, 3, 3]
+    )
+    np.testing.assert_array_equal(left, weight[[1, 3]])

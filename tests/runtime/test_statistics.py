@@ -72,7 +72,7 @@ X = np.random.default_rng(0).standard_normal((11, 4, 6, 6)).astype(np.float32)
 REQUESTS: list[Request[Any]] = [
     Range("x"), Range("r"), Range("y"), Histogram("a", 64), Histogram("x"), ChannelRange("a", 1), ChannelRange("y", -1),
     Moments("a", 1), Moments("f", 1), Moments("x", -1), Gram("a", 1), Gram("f", -1), PatchGram("first"), Range("w1"),
-    Moments("w1", 0),
+    Moments("w1", 0), Moments("a", 1, magnitudes=True),
 ]  # fmt: skip
 
 
@@ -111,10 +111,11 @@ def test_every_statistic_against_numpy(size: int, monkeypatch: pytest.MonkeyPatc
             case ChannelRange(name, axis):
                 np.testing.assert_allclose(answer.low, rows(seen[name], axis).min(axis=0), rtol=1e-4, atol=1e-6)
                 np.testing.assert_allclose(answer.high, rows(seen[name], axis).max(axis=0), rtol=1e-4, atol=1e-6)
-            case Moments(name, axis):
-                np.testing.assert_allclose(answer.mean, rows(seen[name], axis).mean(axis=0), rtol=1e-4, atol=1e-6)
-                np.testing.assert_allclose(answer.variance, rows(seen[name], axis).var(axis=0), rtol=1e-4)
-                assert answer.count == len(rows(seen[name], axis))
+            case Moments(name, axis, magnitudes):
+                x = np.abs(rows(seen[name], axis)) if magnitudes else rows(seen[name], axis)
+                np.testing.assert_allclose(answer.mean, x.mean(axis=0), rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(answer.variance, x.var(axis=0), rtol=1e-4)
+                assert answer.count == len(x)
             case Gram(name, axis):
                 x = rows(seen[name], axis)
                 np.testing.assert_allclose(answer.second, x.T @ x / len(x), rtol=1e-4, atol=1e-5)

@@ -25,6 +25,8 @@ from graphopt_passes.pruning.widths import Budget, Limits
 
 _WALK_WORK, _FEWEST_SAMPLES = 6e11, 64
 """Multiply-accumulates of one run over the samples, and how few of them are used to stay below."""
+_ROUNDED = 0.02
+"""By how much the share of channels that go may differ from what was asked before it is said."""
 _PAIR_WORK = 5e11
 """Multiply-accumulates that improving pairs of layers may take: half a minute on one core of a laptop."""
 
@@ -92,6 +94,7 @@ class Execution:
         budget = Budget(self._model, self._structure, settings.measure, settings.limits)
         if settings.ratio == 0:
             return {}
+        self._say_rounding(budget)
         limit = self._limit(budget)
         ranking = self._ranking()
         if settings.uniform:
@@ -123,6 +126,19 @@ class Execution:
         self.refitted = done.refitted
         self._remarks.applied("layers", f"{done.refitted} refitted, {done.pairs} pairs improved together")
         return done.gone
+
+    def _say_rounding(self, budget: Budget) -> None:
+        """What `align` makes of a ratio."""
+        ratio, limits = self._settings.ratio, self._settings.limits
+        if ratio is None:
+            return
+        share = budget.share_gone(budget.uniform(ratio))
+        if abs(share - ratio) > _ROUNDED:
+            self._remarks.missed(
+                "ratio",
+                f"{ratio:g} of the channels were to go, and it is {share:.2f}: widths are multiples of {limits.align} and at "
+                f"least {limits.fewest}, or stay as they are",
+            )
 
     def _limit(self, budget: Budget) -> float:
         settings = self._settings

@@ -5,7 +5,7 @@
                         Geometric Median": what lies in the middle can be made up for by the others)
     bn-scale            |gamma| of the BatchNormalization behind the producer (Liu et al. 2017, "Network Slimming"): the
                         standard deviation that it gives the channel, measured, because normalizations have been folded
-    activation          root mean square of the channel over the calibration samples
+    activation          mean magnitude of the channel over the calibration samples, behind an activation that cuts off
     random              for comparison
 
 The harm of a width is the share of the squared scores that went: relative, so that groups can be compared.
@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.coupling import Group
+from graphopt.analysis.dataflow import only_reader
 from graphopt.ir.walk import constant_tensor
 from graphopt.ops import attributes
 from graphopt.ops.base import input_at
@@ -26,6 +27,7 @@ from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.requests import Moments
 from graphopt_passes.numerics.elimination import Elimination
 from graphopt_passes.numerics.quantizer import Array
+from graphopt_passes.reconstruction.following import following
 
 _AXES = {"ConvTranspose": 1, "MatMul": -1, "Gather": -1}
 """Axis of the weight that holds output channels; 0 where nothing else is said."""
@@ -54,19 +56,19 @@ def weight_scores(model: ir.Model, group: Group, criterion: str) -> Array:
 
 
 def measured(model: ir.Model, groups: Sequence[Group], evidence: Evidence, criterion: str) -> list[Array]:
-    """Scores from the channels that producers give on the samples: mean magnitude, or standard deviation for `bn-scale`.
+    """Scores from the channels on the samples: mean |x|, or for `bn-scale` the standard deviation that producers give.
 
     Raises what `Evidence.collect` does.
     """
     nodes = {node.outputs[0].name or "": node for node in model.graph if node.outputs}
     names = dict.fromkeys(name for group in groups for name in group.producers)
-    asked = {name: Moments(name, 1 if nodes[name].op_type in ("Conv", "ConvTranspose") else -1) for name in names}
+    magnitudes = criterion == "activation"
+    asked = {name: _moments(nodes[name], magnitudes=magnitudes) for name in names}
     answers = evidence.collect(model, list(asked.values()))
     by_channel = {}
     for name, request in asked.items():
         found = answers[request]
-        spread = np.sqrt(found.variance)
-        by_channel[name] = spread if criterion == "bn-scale" else np.sqrt(found.variance + found.mean**2)
+        by_channel[name] = found.mean if magnitudes else np.sqrt(found.variance)
     result = []
     for group in groups:
         total = np.zeros(len(group.units))
@@ -75,6 +77,16 @@ def measured(model: ir.Model, groups: Sequence[Group], evidence: Evidence, crite
             total += squares / (float(squares.sum()) or 1.0)
         result.append(np.sqrt(total))
     return result
+
+
+def _moments(node: ir.Node, *, magnitudes: bool) -> Moments:
+    """What is asked about the channels that `node` gives; for magnitudes behind the activation that alone reads them."""
+    value = node.outputs[0]
+    behind = following(value)
+    reader = only_reader(value)
+    if magnitudes and reader is not None and behind.shortcut is None and behind.activation is not None:
+        value = reader.outputs[0]
+    return Moments(value.name or "", 1 if node.op_type in ("Conv", "ConvTranspose") else -1, magnitudes)
 
 
 def _rows(node: ir.Node | None) -> Array | None:

@@ -6,6 +6,7 @@ priced by removing its units from a clone, and the products of costs.py are only
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class Budget:
         self._cost = cost_of(model, structure, measure)
         self._priced: dict[tuple[int, ...], float] = {}
         self.full = np.array([len(group.units) for group in structure.groups], int)
+        self._lanes = np.array([group.lanes for group in structure.groups], int)
         self.allowed = [limits.widths(len(group.units), group.lanes) for group in structure.groups]
 
     def real(self, widths: Array) -> float:
@@ -77,6 +79,10 @@ class Budget:
             ],
             int,
         )
+
+    def share_gone(self, widths: Array) -> float:
+        """The share of the channels that can go which `widths` take."""
+        return float(1 - np.sum(widths * self._lanes) / np.sum(self.full * self._lanes))
 
     def uniform_within(self, budget: float) -> Array:
         """The smallest uniform ratio that fits."""
@@ -122,10 +128,10 @@ class Budget:
         least = self.real(self.narrowest())
         if least > budget:
             full = self.real(self.full)
+            possible = math.ceil(1e3 * least / full) / 1e3
             raise TargetNotMetError(
-                f"prune-channels: {self._measure}={budget / full:.3g} of the model cannot be met: with the narrowest "
-                f"widths it keeps {least / full:.3g} of its {self._measure} ({least:.4g} of {full:.4g}); lower align or "
-                "min_width, or ask for more"
+                f"prune-channels: {budget:,.0f} of {full:,.0f} {self._measure} cannot be met: the narrowest widths keep "
+                f"{least:,.0f}, {self._measure}={possible:g}; lower align or min_width, or ask for that much"
             )
 
     def _filled(self, widths: Array, wider: Array, budget: float) -> Array:
