@@ -215,6 +215,16 @@ def optimize(
         ),
         instruments=_instruments(dump, progress),
         crash_folder=Path(crash_folder),
+        crash_options=_as_options(
+            {
+                "--data": data,
+                "--normalize": normalize,
+                "--calibration-samples": calibration_samples,
+                "--device": device,
+                "--provider": provider,
+                "--threads": None if threads == 1 else threads,
+            }
+        ),
         verify_all=verify == "full",
         provenance=provenance,
     )
@@ -237,6 +247,16 @@ def optimize(
         assembly.sign(record.model, report)
     report.seconds = time.perf_counter() - started
     return Result(record.model, report, _files(lifted), bool(shapes), progress)
+
+
+def _as_options(values: Mapping[str, Any]) -> list[str]:
+    """Those of `values` that the command line can say, as options."""
+    return [
+        text
+        for name, value in values.items()
+        if isinstance(value, str | int | os.PathLike)
+        for text in (name, os.fspath(value) if isinstance(value, os.PathLike) else str(value))
+    ]
 
 
 def cost(model: ModelLike, *, batch: int | None = None, shapes: Shapes | None = None, device: Device = None) -> Cost:

@@ -67,8 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, _usage_message(error), 2, state)
     except GraphoptError as error:
         return _fail(error, _message(error), error.exit_code, state)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("graphopt: interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        stop = error.__cause__ if isinstance(error, click.Abort) else error  # click turns one into the other
+        said = f": {stop}" if isinstance(stop, KeyboardInterrupt) and stop.args else ""
+        click.echo(f"graphopt: interrupted{said}", err=True)
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has left; nothing more can be said to it, not even at exit.

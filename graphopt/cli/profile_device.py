@@ -26,10 +26,9 @@ def profile_device(output: Path, overwrite: bool) -> None:
         progress = None if bars is None else lambda done, total: bars("measuring kernels", done, total)
         try:
             profile = measure_profile(output, overwrite=overwrite, progress=progress)
-        except KeyboardInterrupt:
-            if output.exists():
-                click.echo(
-                    f"{output} is a profile of what is measured; the same command without --overwrite goes on", err=True
-                )
-            raise
+        except KeyboardInterrupt as stop:
+            if not output.exists():
+                raise
+            said = f"{output} is a profile of what is measured; the same command without --overwrite goes on"
+            raise KeyboardInterrupt(said) from stop
     click.echo(f"wrote {output}: {profile.title}, in {len(profile.designs)} networks")

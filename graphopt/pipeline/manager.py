@@ -89,6 +89,7 @@ class Manager:
         tools: what the manager itself uses of it.
         instruments: watch the run.
         crash_folder: where crash reproducers go.
+        crash_options: options of the command line that a reproducer needs beside those of the context, such as the data.
         verify_all: verify the whole model after each pass instead of what it touched.
         provenance: write into each touched node which passes touched it, where the IR version allows it.
     """
@@ -98,6 +99,7 @@ class Manager:
     tools: Tools
     instruments: Sequence[Instrument] = ()
     crash_folder: Path = Path()
+    crash_options: Sequence[str] = ()
     verify_all: bool = False
     provenance: bool = True
 
@@ -292,7 +294,8 @@ class _Run:
         what = f"pass '{to_text(remaining.passes[0])}' failed: {reason}"
         folder, context = self.manager.crash_folder, self.manager.context
         try:
-            crash = reproducer.write(folder, self.history.model, remaining, context, what, self.tools.save)
+            options = self.manager.crash_options
+            crash = reproducer.write(folder, self.history.model, remaining, context, what, self.tools.save, options)
         except EmitError as error:
             return PassError(f"{what} (no reproducer could be written: {error})")
         return PassError(f"{what} ({crash} holds the model as the pass got it and the command that reproduces this)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,7 +18,15 @@ Save: TypeAlias = Callable[[ir.Model, Path], object]
 """Writes a model to a path; raises EmitError."""
 
 
-def write(folder: Path, model: ir.Model, remaining: Pipeline, context: PassContext, reason: str, save: Save) -> Path:
+def write(
+    folder: Path,
+    model: ir.Model,
+    remaining: Pipeline,
+    context: PassContext,
+    reason: str,
+    save: Save,
+    options: Sequence[str] = (),
+) -> Path:
     """Write a reproducer into a new folder `graphopt-crash-...` in `folder` and return it.
 
     Args:
@@ -28,6 +36,7 @@ def write(folder: Path, model: ir.Model, remaining: Pipeline, context: PassConte
         context: what they were run under.
         reason: what went wrong.
         save: writes the model.
+        options: of the command line, beside those of the context.
 
     Raises:
         EmitError: it cannot be written.
@@ -38,10 +47,10 @@ def write(folder: Path, model: ir.Model, remaining: Pipeline, context: PassConte
         path, pipeline = crash / "model.onnx", crash / "pipeline.txt"
         save(model, path)
         pipeline.write_text(f"{remaining}\n", encoding="utf-8")
-        options = ["--seed", str(context.seed)]
+        command = ["graphopt", "run", str(path), "-p", str(remaining), "--seed", str(context.seed)]
         if context.exclude is not None:
-            options += ["--exclude", context.exclude.pattern]
-        command = ["graphopt", "run", str(path), "-p", str(remaining), *options]
+            command += ["--exclude", context.exclude.pattern]
+        command += options
         (crash / "README.txt").write_text(f"{reason}\n\nTo reproduce:\n\n    {shlex.join(command)}\n", encoding="utf-8")
     except OSError as error:
         raise EmitError(f"{folder}: {error.strerror}") from error

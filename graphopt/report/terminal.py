@@ -55,7 +55,7 @@ def print_report(report: Report, out: Console, *, verbose: bool = False) -> None
     """The table of a run, its verdicts and its warnings."""
     out.print(_pass_table(report))
     out.print()
-    _print_lines([*findings(report), *speed_lines(report), *sensitivity_lines(report)], out)
+    _print_lines([*findings(report), *quality_hint(report), *speed_lines(report), *sensitivity_lines(report)], out)
     if verbose:
         _print_lines(_remarks(report), out)
     if report.output is not None:
@@ -200,6 +200,12 @@ def findings(subject: Report | Comparison) -> list[str]:
     if subject.after.unknown_cost_ops:
         lines.append(_unknown(subject.after))
     return lines
+
+
+def quality_hint(report: Report) -> Iterator[str]:
+    """How to learn what a lossy run has lost, where nobody asked."""
+    if report.lossy and report.quality is None:
+        yield "quality: not measured; --eval-data SAMPLES does, --metric says how, --max-drop bounds what is lost"
 
 
 def quality_lines(quality: Quality) -> Iterator[str]:

@@ -125,7 +125,9 @@ class Equivalence:
             for run in self._runs:
                 for difference in self._differences(run.outputs, model.run(run.feeds)):
                     if difference.detail:
-                        return Verdict(Status.DIFFERENT, difference.detail, max(worst, difference.error))
+                        where = f", on random inputs {_shapes(run.feeds)}" if np.isfinite(difference.error) else ""
+                        detail = f"{difference.detail}{where}"
+                        return Verdict(Status.DIFFERENT, detail, max(worst, difference.error))
                     worst = max(worst, difference.error)
         except RuntimeFailureError as error:
             return Verdict(Status.DIFFERENT, str(error), float("inf"))
@@ -255,6 +257,12 @@ def _compare_arrays(what: str, expected: np.ndarray, actual: np.ndarray, limit: 
     if error <= allowed:
         return Difference(error=error)
     return Difference(f"{what}: max|Δ| = {delta:.3g} is {error:.2g} of max|y|, more than {allowed:g}", error)
+
+
+def _shapes(feeds: Feeds) -> str:
+    """Inputs by name and extents."""
+    shown = [f"{name}[{'x'.join(map(str, array.shape))}]" for name, array in feeds.items()]
+    return ", ".join(shown) or "(none)"
 
 
 def _describe(output: Any) -> str:

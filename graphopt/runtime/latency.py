@@ -29,7 +29,7 @@ class Latency:
 
     Attributes:
         before_ms: median milliseconds of the original.
-        after_ms: median milliseconds of the result.
+        after_ms: `before_ms` times `ratio`, so that all figures of a report agree; a median of its own would not be paired.
         ratio: median of after / before within a round; below 1 the result is faster.
         interval: confidence interval of that median, 95 % unless another was asked for.
         rounds: how many rounds were measured.
@@ -117,10 +117,11 @@ def race(
 def summarize(samples: Sequence[tuple[float, ...]], threads: int, confidence: float = 0.95) -> Latency:
     """Medians and the paired ratio of rounds of (before, after) seconds."""
     ratios = [after / before for before, after in samples]
+    before_ms, ratio = 1e3 * statistics.median(before for before, _ in samples), statistics.median(ratios)
     return Latency(
-        before_ms=1e3 * statistics.median(before for before, _ in samples),
-        after_ms=1e3 * statistics.median(after for _, after in samples),
-        ratio=statistics.median(ratios),
+        before_ms=before_ms,
+        after_ms=before_ms * ratio,
+        ratio=ratio,
         interval=median_interval(ratios, confidence),
         rounds=len(samples),
         threads=threads,

@@ -123,6 +123,19 @@ def test_a_device_profile_that_is_there_must_be_one(tmp_path: Path, call: Call) 
     assert "must be an object" in outcome.error
 
 
+def test_a_measurement_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(path: Path, **options: object) -> None:
+        path.write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graphopt.pricing.profiling.measure_profile", stopped)
+    outcome = call("profile-device", "-o", tmp_path / "p.json")
+    assert outcome.code == 130
+    assert "p.json is a profile of what is measured; the same command without --overwrite goes on" in outcome.err
+
+
 def test_commands_of_later_versions_still_check_their_options(call: Call) -> None:
     assert call("plan", "m.onnx").code == 2
     assert call("plan", "m.onnx", "-o", "p.json", "--budget", "mac=1").code == 2

@@ -199,7 +199,7 @@ def test_the_whole_model_can_be_verified_after_each_pass() -> None:
 def test_a_failing_pass_leaves_a_reproducer(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "new"
     with pytest.raises(PassError, match=f"pass 'raising.*' failed: {kind}: .*needs data") as caught:
-        run(Swap("Abs", "Floor"), Raising(kind), Idle(), crash_folder=folder)
+        run(Swap("Abs", "Floor"), Raising(kind), Idle(), crash_folder=folder, crash_options=["--data", "a b.npz"])
     assert type(caught.value.__cause__).__name__ == kind
     (crash,) = folder.iterdir()
     assert crash.name.startswith("graphopt-crash-")
@@ -209,7 +209,8 @@ def test_a_failing_pass_leaves_a_reproducer(tmp_path: Path, kind: str) -> None:
     remaining = (crash / "pipeline.txt").read_text().strip()
     assert remaining == str(Pipeline((Raising(kind), Idle())))
     command = shlex.split((crash / "README.txt").read_text().splitlines()[-1])
-    assert command == ["graphopt", "run", str(crash / "model.onnx"), "-p", remaining, "--seed", "7", "--exclude", "a|b"]
+    asked = ["--seed", "7", "--exclude", "a|b", "--data", "a b.npz"]
+    assert command == ["graphopt", "run", str(crash / "model.onnx"), "-p", remaining, *asked]
 
 
 def test_a_reproducer_that_cannot_be_written_does_not_hide_the_failure(tmp_path: Path) -> None:
@@ -448,3 +449,12 @@ def test_the_final_verification_catches_what_a_pass_did_not_report() -> None:
 
     with pytest.raises(VerificationError, match="nowhere"):
         run(Sly())
+
+
+def test_a_reproducer_of_the_api_has_the_data_and_the_device() -> None:
+    from graphopt.api import _as_options
+
+    said = _as_options(
+        {"--data": Path("a b.npz"), "--normalize": None, "--device": "d.json", "--threads": 2, "-x": [1]}
+    )
+    assert said == ["--data", "a b.npz", "--device", "d.json", "--threads", "2"]

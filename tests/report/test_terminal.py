@@ -146,3 +146,9 @@ def test_plain_text_is_plain_and_terminals_get_colours(
     assert "\x1b" not in plain
     assert "[/]" not in plain
     assert "\x1b" in printed(subjects[name], Terminal())
+
+
+def test_a_lossy_run_without_quality_says_how_to_get_it(report: Report) -> None:
+    lossy = dataclasses.replace(report, passes=(dataclasses.replace(report.passes[0], exact=False),), quality=None)
+    assert "quality: not measured; --eval-data SAMPLES" in printed(lossy)
+    assert "quality: not measured" not in printed(dataclasses.replace(lossy, passes=()))

@@ -209,3 +209,10 @@ def test_first_guess_that_the_original_accepts() -> None:
 def test_real_models_run_on_seeded_inputs(name: str, corpus: Path) -> None:
     model = lift(corpus / name).model
     assert Equivalence(model, source=corpus / name).verdict(model).status == Status.SAME
+
+
+def test_a_difference_names_the_inputs() -> None:
+    one = "g (float[4] x, float[2,3] w) => (float[4] y) { y = Neg(x) }"
+    found = Equivalence(model(one)).verdict(model(one.replace("Neg", "Abs")))
+    assert found.status == Status.DIFFERENT
+    assert found.detail.endswith("on random inputs x[4], w[2x3]")

@@ -59,3 +59,9 @@ def test_a_model_of_half_the_work_is_faster() -> None:
 def test_models_that_cannot_run_are_an_error(candidates: list[dict[str, np.ndarray]], message: str) -> None:
     with pytest.raises(RuntimeFailureError, match=message):
         measure(chain(1), chain(1), candidates, seconds=0)
+
+
+def test_all_figures_of_a_measurement_agree() -> None:
+    found = summarize([(1.0, 0.5), (3.0, 3.0), (4.0, 1.0)], 1)
+    assert found.ratio == 0.5
+    assert found.after_ms == found.before_ms * found.ratio
