@@ -17,9 +17,9 @@ _LARGEST = 2e9
 def small(draw: random.Random) -> Chain:
     """Layers that take microseconds, as in networks for microcontrollers."""
     if draw.random() < 0.3:
-        chain = Chain((draw.choice((1, 1, 4, 16)), draw.choice((8, 16, 32, 64))))
+        chain = Chain((draw.choice((1, 1, 4, 16)), draw.choice((8, 16, 32, 64, 256))))
         for _ in range(draw.choice((2, 4, 6, 10))):
-            chain.dense(draw.choice((4, 8, 10, 16, 32, 64, 128)))
+            chain.dense(draw.choice((4, 8, 10, 16, 32, 64, 128, 256, 512)))
             chain.layer(draw.choice(("Relu", "Relu", "Tanh", "Softmax", "Sigmoid")))
         return chain
     chain = Chain((1, draw.choice((1, 3, 8, 16)), *([draw.choice((4, 6, 8, 12, 16, 24, 32))] * 2)))
