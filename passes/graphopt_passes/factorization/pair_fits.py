@@ -42,9 +42,9 @@ class PairFits:
         for pair in pairs:
             self._fits[pair.first.key] = self._scores(pair, seen) if pair.kind == "scores" else self._values(pair, seen)
 
-    def bases(self, pair: Pair, rank: int) -> Bases:
-        """The best bases of `rank` dimensions."""
-        return self._fits[pair.first.key].fit(rank)
+    def bases(self, pair: Pair, rank: int, rounds: int = 4) -> Bases:
+        """The best bases of `rank` dimensions that `rounds` of alternation find."""
+        return self._fits[pair.first.key].fit(rank, rounds)
 
     def replacement(self, pair: Pair, bases: Bases) -> tuple[Array, Array | None]:
         """Weight (1, O, K) and bias (O,) of `pair.judged` that amount to `bases`; None where the bias stays."""
@@ -120,7 +120,7 @@ def candidates(
         time = seconds(shapes, search.device, convolution=False)
         if search.faster and time >= sum(one.seconds for one in keep):
             continue
-        bases = fits.bases(pair, rank)
+        bases = fits.bases(pair, rank, rounds=1)
         macs, weights = sum(one.macs for one in shapes), sum(one.weights for one in shapes)
         yield Candidate(pair.scheme, (rank,), macs, weights, time, bases.error), bases
 

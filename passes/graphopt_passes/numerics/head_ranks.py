@@ -51,8 +51,8 @@ class ScoreBases:
         left, self._values, right = np.linalg.svd(_turned(self._roots[0]) @ self._roots[1])
         self._vectors = left, _turned(right)
 
-    def fit(self, rank: int) -> Bases:
-        """The best bases of `rank` dimensions."""
+    def fit(self, rank: int, rounds: int = 0) -> Bases:
+        """The best bases of `rank` dimensions, in closed form."""
         share = np.sqrt(self._values[:, None, :rank])
         # C = √s Uᵀ L^-1, so that L_qᵀ Cᵀ D L_k = U s Vᵀ
         first, second = (
@@ -73,9 +73,9 @@ class ValueBases:
         self._heads = heads
         self._stages = TwoStage(quadratic, (heads, quadratic.target.shape[1] // heads), (1,), shared=False)
 
-    def fit(self, rank: int) -> Bases:
-        """The best bases of `rank` dimensions that alternation finds."""
-        stages = self._stages.fit(rank, rounds=4)
+    def fit(self, rank: int, rounds: int = 4) -> Bases:
+        """The best bases of `rank` dimensions that `rounds` of alternation find."""
+        stages = self._stages.fit(rank, rounds=rounds)
         dense = self._stages.composed(stages)
         second = stages.second.transpose(0, 2, 1).reshape(len(dense), -1)
         return Bases(stages.first, second, dense, self._quadratic.error(dense))

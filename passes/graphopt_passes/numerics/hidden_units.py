@@ -15,6 +15,11 @@ from graphopt_passes.numerics.head_ranks import Bases
 from graphopt_passes.numerics.least_squares import Moments
 from graphopt_passes.numerics.quadratic import Array, Quadratic, solve_positive
 
+_FEW = 256
+"""Units up to which they go one by one."""
+_AT_ONCE = 0.02
+"""Share of what is left that goes in one step where there are more."""
+
 
 class UnitBases:
     """All numbers of units between one pair of layers."""
@@ -27,10 +32,11 @@ class UnitBases:
         found = Moments(gram, quadratic.cross, np.zeros(len(gram)), nothing, nothing, 1)
         self._quadratic = quadratic
         self._gram: Array = gram
-        self._order = eliminate([Reader(found, target, np.arange(len(gram))[:, None])])
+        at_once = 0.0 if len(gram) <= _FEW else _AT_ONCE
+        self._order = eliminate([Reader(found, target, np.arange(len(gram))[:, None])], at_once=at_once)
 
-    def fit(self, count: int) -> Bases:
-        """The best choice of `count` units, with the weights behind them."""
+    def fit(self, count: int, rounds: int = 0) -> Bases:
+        """The best choice of `count` units, with the weights behind them, in closed form."""
         kept = self._order.kept(count)
         second = solve_positive(self._gram[np.ix_(kept, kept)], self._quadratic.cross[:, kept].T).T
         dense = np.zeros_like(self._quadratic.target)
