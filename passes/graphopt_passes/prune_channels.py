@@ -98,14 +98,16 @@ class PruneChannels(Pass):
             return PassResult(False, (), remarks.listed(), warnings=warnings)
         structure = Structure(model, coupling)
         execution = Execution(model, structure, self._settings(context), context, remarks)
-        gone = {number: units for number, units in execution.decide().items() if len(units)}
+        with structure.threads():
+            gone = {number: units for number, units in execution.decide().items() if len(units)}
         if not gone:
             remarks.missed("model", "nothing to prune: all widths stay as they are")
             _take_biases(given)
             return PassResult(False, (), remarks.listed(), warnings=warnings)
         evidence = stopwatch.clock(context)
         original = model.clone() if evidence is not None else None
-        gone = execution.repair(gone)
+        with structure.threads():
+            gone = execution.repair(gone)
         _say_widths(coupling, {number: len(units) for number, units in gone.items()}, remarks)
         touched = remove(model, coupling, structure.units(gone))
         facts: dict[str, Any] = {}

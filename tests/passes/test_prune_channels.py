@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
 from graphopt.errors import OptionError, TargetNotMetError
+from graphopt_passes.numerics.blas import threads
+from graphopt_passes.pruning.execution import Execution
 
 MODELS = Path(__file__).parents[2] / "models"
 RESIDUAL = str(MODELS / "residual.onnx")
@@ -149,6 +152,22 @@ def test_nothing_goes_at_ratio_zero() -> None:
     result = _prune(model, "ratio=0")
     assert not result.report.passes[-1].modified
     np.testing.assert_array_equal(_outputs(model, _samples()), _outputs(result.model, _samples()))
+
+
+def test_small_networks_are_pruned_on_one_blas_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    repair = Execution.repair
+
+    def watched(self: Execution, gone: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        seen.extend(threads())
+        return repair(self, gone)
+
+    monkeypatch.setattr(Execution, "repair", watched)
+    before = threads()
+    _prune(_network(), "ratio=0.5,align=1", _samples(16))
+    assert all(count == 1 for count in seen)
+    assert len(seen) == len(before)
+    assert threads() == before
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

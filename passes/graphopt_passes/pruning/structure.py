@@ -8,6 +8,7 @@ computes what the pruned one will, so that everything is tried and repaired at f
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,11 +16,15 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.coupling import Coupling, Group, Unit
+from graphopt_passes.numerics.blas import one_thread
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 
 MOST_COLUMNS = 6_000
 """Wider layers are not refitted: matrices of their columns would take more than 300 MB each, and several are needed."""
+
+_NARROW = 1024
+"""Columns of the widest layer up to which products are too small for several threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +51,13 @@ class Structure:
         self.groups: tuple[Group, ...] = coupling.groups
         layers = linear_layers(model.graph)
         self.order = [layer.key for layer in layers]
+        self._widest = max((layer.width for layer in layers), default=0)
         self._by_node = {layer.node.outputs[0].name or "": layer for layer in layers}
         self.readings = [self._readings(group) for group in self.groups]
+
+    def threads(self) -> AbstractContextManager[None]:
+        """How many threads products use within: one where all matrices are small, for several wait by spinning."""
+        return one_thread() if self._widest <= _NARROW else nullcontext()
 
     @cached_property
     def readers(self) -> Mapping[str, list[int]]:
