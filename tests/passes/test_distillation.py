@@ -79,3 +79,20 @@ def test_what_convolutions_follow_has_no_gradient() -> None:
     distill(model, found, evidence(model, samples[:100]))
     for name, tensor in convolutions.items():
         assert found.graph.initializers[name or ""].const_value is tensor
+
+
+def test_a_fixed_batch_and_outputs_without_gradients_are_left_alone() -> None:
+    samples = np.load(MODELS / "digits.calib.npz")["input"][:60]
+    model = graphopt.optimize(MODELS / "mlp.onnx", pipeline="lossless").ir
+    fixed = model.clone()
+    fixed.graph.inputs[0].shape = ir.Shape([1, *list(fixed.graph.inputs[0].shape or ())[1:]])
+    assert distill(fixed, damaged(fixed), evidence(fixed, samples)) == []
+    two = model.clone()
+    logits = two.graph.outputs[0]
+    extra = ir.Node("", "CumSum", [logits, two.graph.inputs[0]], outputs=[ir.Value(name="other", type=logits.type)])
+    axis = ir.Value(name="axis", const_value=ir.Tensor(np.array(1, np.int64), name="axis"))
+    two.graph.register_initializer(axis)
+    extra.replace_input_with(1, axis)
+    two.graph.append(extra)
+    two.graph.outputs.append(extra.outputs[0])
+    assert distill(two, damaged(two), evidence(two, samples)) == []

@@ -70,11 +70,13 @@ def distill(
     """
     count, cost = len(evidence.samples), price(compressed)
     steps = min(math.ceil(_EPOCHS * count / _BATCH), int(_MOST_WORK / max(1, 3 * cost.macs * _BATCH)))
-    if count < 2 * _HELD or steps < _FEWEST_STEPS:
+    if count < 2 * _HELD or steps < _FEWEST_STEPS or not _takes_any_batch(compressed):
         return []
     network = _Network.of(compressed, fixed)
     feeds = _inputs(evidence)
-    if feeds is None or sum(array.size for array in network.weights.values()) < cost.params / 2:
+    made = {node.outputs[0].name for node in network.nodes}
+    moved = sum(array.size for array in network.weights.values())
+    if feeds is None or not made.issuperset(network.outputs) or moved < cost.params / 2:
         return []
     teacher = _Teacher(original, compressed, network, evidence)
     order = np.random.default_rng(seed).permutation(count)
@@ -124,7 +126,9 @@ class _Network:
         outputs, clear = watched(model), set[ir.Node]()
         for node in reversed(list(model.graph)):
             readers = {reader for value in node.outputs for reader, _ in value.uses()}
-            ends = all(one.name in outputs for one in node.outputs)
+            ends = all(one.name in outputs for one in node.outputs) and all(
+                reader in clear or all(one.is_graph_output() for one in reader.outputs) for reader in readers
+            )
             if node.domain == "" and node.op_type in RULES and (readers or ends) and (readers <= clear or ends):
                 clear.add(node)
         weights: dict[str, Array] = {}
@@ -165,6 +169,12 @@ class _Step:
     inputs: list[str]
     output: str
     backward: Callable[[Array], Sequence[Array | None]]
+
+
+def _takes_any_batch(model: ir.Model) -> bool:
+    """Whether no input says how many samples there are at once."""
+    shapes = [value.shape for value in model.graph.inputs if not value.is_initializer()]
+    return all(shape is not None and len(shape) > 0 and not isinstance(shape[0], int) for shape in shapes)
 
 
 def _is_weight(value: ir.Value, node: ir.Node, clear: set[ir.Node]) -> bool:
