@@ -223,7 +223,7 @@ class _Teacher:
         try:
             exact = self._compressed.run(_some(feeds))
             found, _ = self.network.run(self.network.weights, self._fed(_some(feeds)))
-        except ValueError:  # extents that only the runtime's batch has
+        except (ValueError, IndexError):  # extents that only the runtime's batch has
             return False
         theirs = self._original.run(_some(feeds))
         self.inside = [name for name in self.inside if theirs[name].shape == found[name].shape]
