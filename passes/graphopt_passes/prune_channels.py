@@ -52,7 +52,11 @@ class PruneChannels(Pass):
     criterion: _Criterion = option("auto", "what decides which channels go first; auto: obs with samples, else l2")
     scope: Literal["global", "uniform"] = option("global", "whether layers share the loss by harm, or lose alike")
     repair: bool = option(True, "refit the layers that stay; without samples, add channels that go to ones like them")
-    align: int | None = option(None, "widths are multiples of this, or stay; none: as the device wants it", minimum=1)
+    align: int | None = option(
+        None,
+        "widths are multiples of this, or of its half where it leaves no choice; none: as the device wants it",
+        minimum=1,
+    )
     min_width: int = option(1, "channels that every layer keeps at least", minimum=1)
     exclude: tuple[str, ...] = option((), "names of layers, or patterns for them, that keep their channels")
     rows: int = option(12_000, "rows of a layer's input that are looked at", minimum=100)

@@ -142,6 +142,14 @@ def test_widths_are_aligned(options: str, widths: set[int]) -> None:
     assert result.report.after.macs <= 0.6 * result.report.before.macs
 
 
+def test_alignment_that_leaves_no_choice_is_halved() -> None:
+    """16 of 16 channels would stay, and 8 of 8; 32 become 16, and the width that is asked for at least is kept."""
+    result = _prune(_network((16, 32, 8)), "macs=0.3,align=16", _samples())
+    assert _widths(result.model) == [8, 16, 4]
+    with pytest.raises(TargetNotMetError):
+        _prune(_network((16, 32, 8)), "macs=0.3,align=16,min_width=16", _samples())
+
+
 def test_least_width() -> None:
     result = _prune(_network((16, 16)), "macs=0.6,align=1,min_width=10", _samples(16))
     assert min(_widths(result.model)) >= 10

@@ -24,6 +24,8 @@ from graphopt_passes.pruning.structure import Structure
 _TRIALS = 8
 _NEAR = 0.99
 """A choice that uses this share of the budget is near enough."""
+_FINEST = 4
+"""Other widths than multiples of it leave the blocked kernels of any processor."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Limits:
     """What a group may keep.
 
     Attributes:
-        align: channels are a multiple of this, or all of them.
+        align: channels are a multiple of this, or all of them. In a group that this leaves no choice it is halved until it
+            does, but no further than to 4.
         fewest: channels that stay at least.
     """
 
@@ -40,9 +43,17 @@ class Limits:
 
     def widths(self, units: int, lanes: int) -> Array:
         """Numbers of units that a group of `units` units of `lanes` channels may keep, ascending; all is always among them."""
+        align = self.align
+        found = self._widths(units, lanes, align)
+        while len(found) == 1 and align % 2 == 0 and align > _FINEST:
+            align //= 2
+            found = self._widths(units, lanes, align)
+        return found
+
+    def _widths(self, units: int, lanes: int, align: int) -> Array:
         every = np.arange(1, units + 1)
         channels = every * lanes
-        fits = (channels % self.align == 0) & (channels >= min(self.fewest, units * lanes))
+        fits = (channels % align == 0) & (channels >= min(self.fewest, units * lanes))
         return np.flatnonzero(fits | (every == units)) + 1
 
 
