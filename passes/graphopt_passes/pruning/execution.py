@@ -136,8 +136,8 @@ class Execution:
         if abs(share - ratio) > _ROUNDED:
             self._remarks.missed(
                 "ratio",
-                f"{ratio:g} of the channels were to go, and it is {share:.2f}: widths are multiples of {limits.align} and at "
-                f"least {limits.fewest}, or stay as they are",
+                f"{ratio:g} of the channels were to go, and it is {share:.2f}: widths are multiples of {limits.align}, or "
+                f"of its half where that leaves no choice, and at least {limits.fewest}, or stay as they are",
             )
 
     def _limit(self, budget: Budget) -> float:
