@@ -80,6 +80,15 @@ def test_nothing_is_reverted_where_integers_win(monkeypatch: pytest.MonkeyPatch)
     assert floats(run()) == []
 
 
+@pytest.mark.parametrize(("fast", "reverted"), [(1.3, []), (1.48, ["c2"])])
+def test_a_small_gain_counts_only_against_what_is_slower_than_float(
+    monkeypatch: pytest.MonkeyPatch, fast: float, reverted: list[str]
+) -> None:
+    """Float takes 5.5, integers 5.24 or 5.6; with c2 in float they take 2.5 % less."""
+    Clock(slow=2.14, fast=fast).install(monkeypatch)
+    assert floats(run()) == reverted
+
+
 def test_nothing_is_reverted_that_does_not_help_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     Clock(whole=0.9).install(monkeypatch)
     assert floats(run()) == []

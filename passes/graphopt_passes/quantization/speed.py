@@ -33,7 +33,8 @@ _MOST = 3
 _ALIKE = 1.02
 _SECONDS = 0.6
 WORTH = 0.97
-"""Integers save memory as well: a part of the time that is saved must be worth giving them up."""
+"""Integers save memory as well: a part of the time that is saved must be worth giving them up, unless they are slower than
+float as a whole."""
 
 Place = Callable[[ir.Model, Collection[str]], Placement]
 """Places a copy of the model, with the nodes in float that make the values named."""
@@ -109,7 +110,7 @@ class _Race:
     def _judged(self, plain: ir.Model, integer: ir.Model, candidates: Sequence[tuple[Region, ...]]) -> Choice:
         """What is as fast as the fastest of the candidates, the one with the most on integers.
 
-        None counts that is not faster as a whole than with everything on integers.
+        None counts that is not faster as a whole than with everything on integers, and clearly so if that beats float.
         """
         names = [self._names(self._numbers(regions)) for regions in candidates]
         rows = self.evidence.race([plain, integer, *map(self._draft, names)], seconds=_SECONDS * (1 + len(names)))
@@ -118,9 +119,10 @@ class _Race:
             return summarize([(row[first], row[second]) for row in rows], self.evidence.threads, CONFIDENCE)
 
         found = [Choice(frozenset(), (), compared(0, 1), None)]
+        limit = 1.0 if found[0].against_float.interval[0] > 1 else WORTH
         for index, (regions, floats) in enumerate(zip(candidates, names, strict=True), start=2):
             against_integer = compared(1, index)
-            if against_integer.interval[1] < WORTH:
+            if against_integer.interval[1] < limit:
                 said = tuple((str(region), region.why) for region in regions)
                 found.append(Choice(floats, said, compared(0, index), against_integer))
         best = min(choice.against_float.ratio for choice in found)
