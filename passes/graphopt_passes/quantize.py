@@ -63,6 +63,7 @@ class Quantize(Pass):
     clip_weights: bool = option(True, "clip weights that hardly meet anything, where that lowers the error of outputs")
     feedback: bool = option(True, "round weights so that their errors make up for each other")
     correct_biases: bool = option(True, "let biases take up the mean error of each layer")
+    reestimate: bool = option(False, "with correct_biases: let scales of weights give each channel its variance back")
     keep_heads: bool = option(True, "leave the last layers before outputs and selections in float")
     reduce_range: Literal["auto", "true", "false"] = option(
         "auto", "give weights less range where pairs of products would saturate; auto: if they do on this machine"
@@ -148,6 +149,7 @@ class Quantize(Pass):
             clip_weights=self.clip_weights,
             feedback=self.feedback,
             correct_biases=self.correct_biases,
+            reestimate=self.reestimate,
             keep_heads=self.keep_heads,
             smooth=self.smooth,
             fastest=self.activations == 8 and self._measures(context),

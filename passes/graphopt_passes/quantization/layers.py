@@ -87,6 +87,11 @@ def integer_bias(bias: Float, weights: LayerWeights, target: Target, data: Quant
     return np.clip(np.rint(bias / weights.bias_scale(data, bias.size)), limits.min, limits.max).astype(np.int32)
 
 
+def fits_bias(bias: Float, weights: LayerWeights, data: Quantizer) -> bool:
+    """Whether a float bias fits 32 bits in units of the sums."""
+    return bool(np.all(np.abs(bias / weights.bias_scale(data, bias.size)) < np.iinfo(np.int32).max))
+
+
 def tied(found: Iterable[Layer]) -> frozenset[str]:
     """Keys of the layers whose weight another layer reads too: they are rounded to nearest, which keeps them tied."""
     readers: dict[ir.Value | None, list[str]] = {}

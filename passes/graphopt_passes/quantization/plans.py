@@ -45,6 +45,7 @@ class Settings:
         clip_weights: whether weights are clipped where that lowers the error of outputs.
         feedback: whether weights are rounded with error feedback.
         correct_biases: whether biases take up the mean error.
+        reestimate: whether scales of weights then give each channel its variance back.
         keep_heads: whether heads stay float.
         smooth: whether channels of normalizations are divided, "auto" where that is found to help.
         fastest: whether what is slower on integers on this machine stays float.
@@ -65,6 +66,7 @@ class Settings:
     clip_weights: bool = True
     feedback: bool = True
     correct_biases: bool = True
+    reestimate: bool = False
     keep_heads: bool = True
     smooth: str = "auto"
     fastest: bool = False
@@ -235,7 +237,9 @@ class Planner:
 
     def _repaired(self, floats: frozenset[str], placement: Placement, recipe: Recipe, float_results: Results) -> Recipe:
         settings = self._settings
-        repairs = repair.Repairs(self._target, settings.feedback, settings.correct_biases, settings.rows)
+        repairs = repair.Repairs(
+            self._target, settings.feedback, settings.correct_biases, settings.reestimate, settings.rows
+        )
         trial = self._model.clone()
         copy = self.place(trial, floats)
         found, seconds = repair.repaired(placement, recipe, float_results, (trial, copy), self.evidence, repairs)

@@ -3,7 +3,8 @@
 The walk goes through the quantized model in topological order, beside what the float model did. At each layer the weight
 is rounded with error feedback from the second moments of its inputs as they are now (`numerics.feedback_rounding`), then
 the bias moves by the difference that is left between the means of the output in float and now (Nagel et al. 2019,
-section 4.2, empirical and sequential).
+section 4.2, empirical and sequential). Where statistics are re-estimated, the scale of the weight gives each channel its
+variance back as well, which costs nothing either (what re-estimating a BatchNormalization does that is folded already).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.pipeline.evidence import Evidence
@@ -25,6 +28,8 @@ from graphopt_passes.quantization.targets import Target
 if TYPE_CHECKING:
     from graphopt.runtime.stepping import Stepper
 
+_MOST_GAIN = 1.25
+"""Beyond this, or below its reciprocal, it is no rounding error: the inputs have hardly any variance."""
 MOST_MOMENTS = 4608
 """Largest number of inputs of a layer whose second moments are gathered: 170 MB in float64."""
 
@@ -37,12 +42,14 @@ class Repairs:
         target: what the runtime can do.
         feedback: whether weights are rounded with error feedback.
         correct_biases: whether biases take up the mean error.
+        reestimate: whether scales of weights, where each channel has its own, then give back its variance.
         rows: rows of a layer's input that its second moments are taken from.
     """
 
     target: Target
     feedback: bool = True
     correct_biases: bool = True
+    reestimate: bool = False
     rows: int = 40_000
 
 
@@ -122,14 +129,32 @@ class _Walk:
         return weights
 
     def _corrected(self, layer: Layer, node: ir.Node, weights: LayerWeights) -> LayerWeights:
-        """The bias, moved by what the output is off its mean in float."""
+        """The bias, moved by what the output is off its mean in float, and the scale by what it is off its variance."""
         bias, request = layers.float_bias(layer), Moments(node.outputs[0].name or "", layer.output_axis)
         assert bias is not None
-        bias += self.float_results[mean_of(layer)].mean - self.stepper.collect([request])[request].mean
+        before, now = self.float_results[mean_of(layer)], self.stepper.collect([request])[request]
         data: Quantizer = self.recipe.read(layer.data.name or "", layer.key)
-        stored = layers.integer_bias(bias, weights, self.repairs.target, data)
+        gain: npt.NDArray[np.float64] = np.ones(1)
+        if self.repairs.reestimate and layer.key not in self.tied and weights.scale.size == bias.size:
+            gain = _gain(before.variance, now.variance)
+            rescaled = dataclasses.replace(weights, scale=(weights.scale * gain).astype(np.float32))
+            if layers.fits_bias(gain * bias + before.mean - gain * now.mean, rescaled, data):
+                weights = rescaled
+                _store_scale(node, layer.form.weight, weights.scale)
+            else:
+                gain = np.ones(1)
+        stored = layers.integer_bias(gain * bias + before.mean - gain * now.mean, weights, self.repairs.target, data)
         _store(node, layer.form.bias, stored)
+        if stored.dtype == np.int32:
+            _store_scale(node, layer.form.bias, weights.bias_scale(data, bias.size))
         return dataclasses.replace(weights, bias=stored)
+
+
+def _gain(before: npt.NDArray[np.float64], now: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(C,) what brings the standard deviation now back to what it was; 1 where either is nothing, or far off the other."""
+    usable = (before > 0) & (now > 0)
+    gain = np.sqrt(np.divide(before, now, where=usable, out=np.ones(len(now))))
+    return np.where((gain > 1 / _MOST_GAIN) & (gain < _MOST_GAIN), gain, 1.0)
 
 
 def _second_moments(layer: Layer, node: ir.Node, rows: int) -> Request[GramResult] | None:
@@ -151,3 +176,17 @@ def _store(node: ir.Node, index: int | None, array: Array) -> None:
     stored = value if producer is None else producer.inputs[0]
     assert stored is not None
     stored.const_value = ir.Tensor(array, name=stored.name)
+
+
+def _store_scale(node: ir.Node, index: int | None, scale: Array) -> None:
+    """Give the DequantizeLinear at an input of `node` a scale of its own."""
+    assert index is not None
+    value = node.inputs[index]
+    producer = None if value is None else value.producer()
+    assert producer is not None
+    assert producer.graph is not None
+    name = f"{producer.outputs[0].name}_own_scale"
+    own = ir.Value(name=name, const_value=ir.Tensor(scale, name=name), type=ir.TensorType(ir.DataType.FLOAT))
+    own.shape = ir.Shape(scale.shape)
+    producer.graph.initializers[name] = own
+    producer.replace_input_with(1, own)
