@@ -166,6 +166,7 @@ def interrupted(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGINT)
     return original(*args, **kwargs)
 setattr(owner, name, interrupted)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, where it is ignored
 from graphopt.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
