@@ -269,8 +269,15 @@ def integer_lines(proof: Integer) -> Iterator[str]:
 
 
 def speed_lines(report: Report) -> Iterator[str]:
-    """What quantization came to in time while it was decided where integers are faster."""
+    """What passes came to in time while they decided what is faster, and which of them found nothing to do."""
     for record in report.passes:
+        if "unchanged" in record.facts:
+            yield f"'{record.name}' changed nothing: {record.facts['unchanged']}"
+        taken = record.facts.get("time")
+        if taken:
+            whole = taken.get("whole", taken)
+            low, high = whole["interval"]
+            yield f"time against the model before '{record.name}', measured there: x{whole['ratio']:.2f} [{low:.2f}, {high:.2f}]"
         speed = record.facts.get("speed")
         if speed:
             low, high = speed["against_float"]["interval"]

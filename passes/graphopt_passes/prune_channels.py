@@ -35,6 +35,12 @@ _DEFAULT_RATIO = 0.3
 _NEED_DATA = frozenset({"obs", "activation", "bn-scale"})
 
 
+_NO_SAMPLES = (
+    "prune-channels: no samples: channels go by the size of their weights and no layer is refitted, which can cost most of the "
+    "accuracy; give samples with -d"
+)
+
+
 @dataclass(frozen=True)
 class PruneChannels(Pass):
     """Take out whole channels, and refit the layers around them."""
@@ -54,7 +60,7 @@ class PruneChannels(Pass):
     repair: bool = option(True, "refit the layers that stay; without samples, add channels that go to ones like them")
     align: int | None = option(
         None,
-        "widths are multiples of this, or of its half where it leaves no choice; none: as the device wants it",
+        "widths are multiples of this, or of its half where it leaves little choice; none: as the device wants it",
         minimum=1,
     )
     min_width: int = option(1, "channels that every layer keeps at least", minimum=1)
@@ -97,17 +103,15 @@ class PruneChannels(Pass):
         for pin in coupling.pinned:
             remarks.missed(pin.producer, f"channels stay: {pin.reason}")
         if not coupling.groups:
-            remarks.missed("model", "nothing to prune: no layer has channels that can go")
-            _take_biases(given)
-            return PassResult(False, (), remarks.listed(), warnings=warnings)
+            return _unchanged("no layer has channels that can go", given, remarks, warnings)
         structure = Structure(model, coupling)
         execution = Execution(model, structure, self._settings(context), context, remarks)
         with structure.threads():
             gone = {number: units for number, units in execution.decide().items() if len(units)}
         if not gone:
-            remarks.missed("model", "nothing to prune: all widths stay as they are")
-            _take_biases(given)
-            return PassResult(False, (), remarks.listed(), warnings=warnings)
+            return _unchanged("all widths stay as they are", given, remarks, warnings)
+        if context.evidence is None:
+            warnings = [*warnings, _NO_SAMPLES]
         evidence = stopwatch.clock(context)
         original = model.clone() if evidence is not None else None
         with structure.threads():
@@ -155,6 +159,13 @@ class PruneChannels(Pass):
             return matches or context.excluded(node)
 
         return excluded, warnings
+
+
+def _unchanged(why: str, given: list[Linear], remarks: Remarks, warnings: list[str]) -> PassResult:
+    """The result where nothing goes: biases that layers were given are taken back."""
+    remarks.missed("model", f"nothing to prune: {why}")
+    _take_biases(given)
+    return PassResult(False, (), remarks.listed(), warnings, {"unchanged": why})
 
 
 def _widths(gone: Mapping[int, NDArray[Any]]) -> tuple[tuple[int, bytes], ...]:

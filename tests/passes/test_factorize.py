@@ -91,6 +91,8 @@ def test_data_and_refits_do_better_than_weights_alone() -> None:
     without = run("factorize{macs=0.5,schemes=channel:spatial,align=4,prefer=macs}")
     assert without.report.after.macs <= 0.5 * without.report.before.macs
     assert error(with_data) < error(without)
+    assert any("no samples" in warning for warning in without.warnings)
+    assert not any("no samples" in warning for warning in with_data.warnings)
 
 
 def test_params_and_macs_are_bounded_together() -> None:
@@ -123,6 +125,8 @@ def test_rank_deficient_layers_are_factorized_without_loss_and_without_data() ->
     assert error(result, model) < 1e-5
     again = run("factorize{energy=1,schemes=channel,prefer=macs}", result.model)
     assert not again.report.passes[-1].modified
+    assert "no replacement pays" in again.report.passes[-1].facts["unchanged"]
+    assert not any("no samples" in warning for warning in result.warnings)  # nothing is lost
 
 
 def test_a_given_rank_is_taken_where_it_pays() -> None:

@@ -15,6 +15,7 @@ import graphopt
 from graphopt.errors import OptionError, TargetNotMetError
 from graphopt_passes.numerics.blas import threads
 from graphopt_passes.pruning.execution import Execution
+from graphopt_passes.pruning.widths import Limits
 
 MODELS = Path(__file__).parents[2] / "models"
 RESIDUAL = str(MODELS / "residual.onnx")
@@ -142,10 +143,24 @@ def test_widths_are_aligned(options: str, widths: set[int]) -> None:
     assert result.report.after.macs <= 0.6 * result.report.before.macs
 
 
-def test_alignment_that_leaves_no_choice_is_halved() -> None:
-    """16 of 16 channels would stay, and 8 of 8; 32 become 16, and the width that is asked for at least is kept."""
-    result = _prune(_network((16, 32, 8)), "macs=0.3,align=16", _samples())
-    assert _widths(result.model) == [8, 16, 4]
+@pytest.mark.parametrize(
+    ("units", "align", "widths"),
+    [
+        (48, 16, [16, 32, 48]),
+        (32, 16, [8, 16, 24, 32]),
+        (16, 16, [8, 16]),
+        (16, 8, [8, 16]),
+        (8, 16, [4, 8]),
+        (8, 8, [4, 8]),
+        (4, 8, [4]),
+    ],
+)
+def test_alignment_that_leaves_little_choice_is_halved(units: int, align: int, widths: list[int]) -> None:
+    assert Limits(align).widths(units, 1).tolist() == widths
+
+
+def test_the_least_width_rules_halves_out() -> None:
+    _prune(_network((16, 32, 8)), "macs=0.3,align=16", _samples())
     with pytest.raises(TargetNotMetError):
         _prune(_network((16, 32, 8)), "macs=0.3,align=16,min_width=16", _samples())
 
@@ -285,3 +300,11 @@ def test_activation_goes_by_mean_magnitudes_behind_the_activation() -> None:
         if tensor.dims[1:] == [3, 3, 3]
     )
     np.testing.assert_array_equal(left, weight[[1, 3]])
+
+
+def test_without_samples_or_anything_to_do_it_says_so() -> None:
+    blind = _prune(_network(), "ratio=0.3,align=1")
+    assert any("no samples" in warning for warning in blind.warnings)
+    idle = _prune(_network((4, 4)), "ratio=0.3,align=8", _samples(16))
+    assert idle.report.passes[-1].facts["unchanged"] == "all widths stay as they are"
+    assert not any("no samples" in warning for warning in idle.warnings)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,20 @@ def test_what_quantization_measured(report: Report) -> None:
     assert "time against float in the trials of 'quantize': x0.80 [0.70, 0.90], 2 nodes in float because it is" in text
     assert "most sensitive of 7 layers, quantized alone: Conv '0' 20.0 dB (KL 0.2), Conv '1' 21.0 dB," in text
     assert "Conv '5'" not in text
+
+
+def test_what_structural_passes_measured_and_that_others_did_nothing(report: Report) -> None:
+    last, time = report.passes[-1], {"ratio": 0.7, "interval": [0.6, 0.8]}
+    facts: dict[str, dict[str, Any]] = {
+        "prune-channels": {"time": time},
+        "factorize": {"time": {"whole": time, "layers": {}}},
+        "x": {"unchanged": "why"},
+    }
+    added = [dataclasses.replace(last, name=name, facts=found) for name, found in facts.items()]
+    text = printed(dataclasses.replace(report, passes=(*report.passes, *added)))
+    for name in ("prune-channels", "factorize"):
+        assert f"time against the model before '{name}', measured there: x0.70 [0.60, 0.80]" in text
+    assert "'x' changed nothing: why" in text
 
 
 def test_pipeline_comes_first_and_alone() -> None:

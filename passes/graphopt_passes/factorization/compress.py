@@ -105,6 +105,13 @@ def compress(model: ir.Model, context: PassContext, settings: Settings) -> PassR
         chosen = compression.choose(proposals, settings.budget)
         touched = compression.apply(model, proposals, chosen)
     left = [node for node in touched if node.graph is not None]
+    if not left:
+        compression.facts["unchanged"] = "no replacement pays; -v says of each layer why"
+    elif context.evidence is None and any(one.error > EXACT for one in chosen.values()):
+        compression.warnings.append(
+            f"{settings.title}: no samples: parts fit the weights alone and nothing is refitted, which can cost most of the "
+            f"accuracy; give samples with -d"
+        )
     return PassResult(bool(left), left, compression.remarks.listed(), compression.warnings, compression.facts)
 
 
@@ -165,8 +172,8 @@ class Compression:
         slow = [key for key, one in comparison.layers.items() if one.interval[0] > 1]
         if whole.interval[0] > 1 or slow:
             self.warnings.append(
-                f"the budget asks for replacements that are slower on this machine: {said}, {len(slow)} of "
-                f"{len(comparison.layers)} layers slower; a larger budget avoids that"
+                f"{self.settings.title}: {len(slow)} of {len(comparison.layers)} replaced layers are slower on this machine than "
+                f"before, the whole model has {said}; more of macs or params avoids that"
             )
 
     def apply(

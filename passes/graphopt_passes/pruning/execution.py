@@ -137,7 +137,7 @@ class Execution:
             self._remarks.missed(
                 "ratio",
                 f"{ratio:g} of the channels were to go, and it is {share:.2f}: widths are multiples of {limits.align}, or "
-                f"of its half where that leaves no choice, and at least {limits.fewest}, or stay as they are",
+                f"of its half where that leaves little choice, and at least {limits.fewest}, or stay as they are",
             )
 
     def _limit(self, budget: Budget) -> float:
