@@ -134,19 +134,18 @@ class _Walk:
         assert bias is not None
         before, now = self.float_results[mean_of(layer)], self.stepper.collect([request])[request]
         data: Quantizer = self.recipe.read(layer.data.name or "", layer.key)
-        gain: npt.NDArray[np.float64] = np.ones(1)
+        shifted = bias + before.mean - now.mean
         if self.repairs.reestimate and layer.key not in self.tied and weights.scale.size == bias.size:
             gain = _gain(before.variance, now.variance)
             rescaled = dataclasses.replace(weights, scale=(weights.scale * gain).astype(np.float32))
-            if layers.fits_bias(gain * bias + before.mean - gain * now.mean, rescaled, data):
-                weights = rescaled
+            amplified = gain * bias + before.mean - gain * now.mean
+            if layers.fits_bias(amplified, rescaled, data):
+                weights, shifted = rescaled, amplified
                 _store_scale(node, layer.form.weight, weights.scale)
-            else:
-                gain = np.ones(1)
-        stored = layers.integer_bias(gain * bias + before.mean - gain * now.mean, weights, self.repairs.target, data)
+                if self.repairs.target.quantized_bias:
+                    _store_scale(node, layer.form.bias, weights.bias_scale(data, bias.size))
+        stored = layers.integer_bias(shifted, weights, self.repairs.target, data)
         _store(node, layer.form.bias, stored)
-        if stored.dtype == np.int32:
-            _store_scale(node, layer.form.bias, weights.bias_scale(data, bias.size))
         return dataclasses.replace(weights, bias=stored)
 
 
