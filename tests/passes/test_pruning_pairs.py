@@ -15,6 +15,17 @@ from graphopt_passes.pruning.pairs import TapRows, couple_of
 from graphopt_passes.reconstruction.linear import linear_layers
 
 
+def _model(nodes: list[onnx.NodeProto], arrays: dict[str, np.ndarray]) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 9, 11])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def _two(strides: tuple[int, int], pads: tuple[int, int], kernels: tuple[int, int], dilation: int) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     arrays = {
@@ -29,14 +40,7 @@ def _two(strides: tuple[int, int], pads: tuple[int, int], kernels: tuple[int, in
             "Conv", ["r1", "w2"], ["y"], strides=[strides[1]] * 2, pads=[pads[1]] * 4, dilations=[dilation] * 2
         ),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 9, 11])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return _model(nodes, arrays)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +93,7 @@ def _with_depthwise(kernel: int, stride: int, last: dict[str, list[int]] | None 
         helper.make_node("Conv", ["rd", "w2"], ["y"]),
     ]
     nodes[-1].attribute.extend(helper.make_attribute(name, value) for name, value in (last or {}).items())
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 9, 11])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return _model(nodes, arrays)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2)])
