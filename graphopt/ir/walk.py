@@ -70,6 +70,12 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     return value.const_value
 
 
+def is_number(value: ir.Value | None) -> bool:
+    """Whether `value` is one constant number, of any rank."""
+    tensor = constant_tensor(value)
+    return tensor is not None and tensor.size == 1
+
+
 def attribute_tensor(attribute: ir.Attr) -> ir.TensorProtocol | None:
     """The tensor that an attribute holds; None for one of another type, or one that refers to a function's parameter.
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 import onnx_ir as ir
 
 from graphopt.analysis.dataflow import only_reader
-from graphopt.ir.walk import constant_tensor
+from graphopt.ir.walk import constant_tensor, is_number
 from graphopt.ops.base import input_at
 
 _SHAPES = frozenset(
@@ -71,15 +71,10 @@ def _scales_product(node: ir.Node) -> bool:
     """Whether `node` multiplies what a MatMul makes or reads, and nothing else does, by one number."""
     if node.op_type not in ("Mul", "Div") or node.domain != "":
         return False
-    data = [value for value in node.inputs if not _is_number(value)]
+    data = [value for value in node.inputs if not is_number(value)]
     if len(data) != 1 or data[0] is None or (node.op_type == "Div" and data[0] is not node.inputs[0]):
         return False
     producer, reader = data[0].producer(), only_reader(node.outputs[0])
     return (reader is not None and reader.op_type == "MatMul") or (
         producer is not None and producer.op_type == "MatMul" and only_reader(data[0]) is node
     )
-
-
-def _is_number(value: ir.Value | None) -> bool:
-    tensor = constant_tensor(value)
-    return tensor is not None and tensor.size == 1

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.dataflow import only_reader
 from graphopt.analysis.extents import Extents
-from graphopt.ir.walk import constant_tensor
+from graphopt.ir.walk import constant_tensor, is_number
 from graphopt.ops import attributes
 from graphopt.ops.base import input_at
 from graphopt_passes.factorization.pairs import Pair
@@ -93,15 +93,15 @@ class _Trace:
         return True
 
     def _moves(self, node: ir.Node) -> bool:
-        if node.op_type == "Mul" and node.inputs[1] is self.value:
-            return is_number(node.inputs[0])
-        if node.inputs[0] is not self.value:
-            return False
-        if node.op_type in ("Mul", "Div"):
-            return is_number(node.inputs[1])
         before, after = self.extents.dims(self.value), self.extents.dims(node.outputs[0])
         if before is None or after is None:
             return False
+        if node.op_type == "Mul" and node.inputs[1] is self.value:
+            return is_number(node.inputs[0]) and len(after) == len(before)
+        if node.inputs[0] is not self.value:
+            return False
+        if node.op_type in ("Mul", "Div"):
+            return is_number(node.inputs[1]) and len(after) == len(before)
         if node.op_type == "Transpose":
             order = attributes.integers(node, "perm") or tuple(range(len(before)))[::-1]
             self.axis = order.index(self.axis)
@@ -148,12 +148,6 @@ def _same_place(before: Sequence[int], axis: int, after: Sequence[int]) -> int |
     behind = math.prod(before[axis + 1 :])
     places = (index for index, extent in enumerate(after) if extent > 1 and math.prod(after[index + 1 :]) == behind)
     return next(places, None)
-
-
-def is_number(value: ir.Value | None) -> bool:
-    """Whether `value` is one constant number for all positions."""
-    tensor = constant_tensor(value)
-    return tensor is not None and tensor.size == 1 and all(extent == 1 for extent in tensor.shape.numpy())
 
 
 def _scores(node: ir.Node, traces: Sequence[_Trace]) -> Pair | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from graphopt.analysis.extents import Extents
-from graphopt_passes.factorization.attention import is_number
+from graphopt.ir.walk import is_number
 from graphopt_passes.factorization.pairs import Pair
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 
@@ -51,6 +51,8 @@ def _pair(first: Linear, readers: dict[ir.Node, Linear], extents: Extents) -> Pa
             elif node.outputs[0] not in between:
                 between.append(node.outputs[0])
     if second is None or second.data not in between or not all(_within(value, between, first) for value in between):
+        return None
+    if any(len(extents.dims(value) or ()) != len(dims) for value in between):  # a number of higher rank moves the axis
         return None
     values = between if first.adder is None else [first.node.outputs[0], *between]
     axes = tuple((value, len(dims) - 1) for value in values)
