@@ -85,3 +85,12 @@ def test_units_that_others_make_up_for_go(data: dict[str, np.ndarray] | None) ->
         np.testing.assert_allclose(Session(result.model).run(samples(1))["y"], exact, atol=0.05)
         remarks = [str(one) for entry in result.report.passes for one in entry.remarks]
         assert any("hidden 8" in one for one in remarks)
+
+
+@pytest.mark.parametrize(("dims", "pairs"), [("1", 1), ("1,1,1,1", 0)])
+def test_a_number_of_higher_rank_between_two_products_rules_them_out(dims: str, pairs: int) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    net (float[2,5,4] x) => (float y) <float[4,8] w = {{{", ".join(["1"] * 32)}}}, float[8,4] v = {{{", ".join(["1"] * 32)}}},
+        float[{dims}] c = {{2}}> {{ a = MatMul(x, w) b = Mul(a, c) y = MatMul(b, v) }}"""
+    model = lift(onnx.shape_inference.infer_shapes(parser.parse_model(text))).model
+    assert len(feed_forward_pairs(model.graph, Extents(model))) == pairs
