@@ -15,6 +15,7 @@ import importlib.util
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,7 +49,8 @@ class SessionOptions:
         arena: whether freed memory is kept for the next run.
         layouts: whether onnxruntime may also change memory layouts, its last level of optimization.
         save_to: where onnxruntime writes the graph that it runs (see `graphopt.runtime.optimized`).
-        profile_to: where onnxruntime writes the times of all kernels, a path without its ending.
+        profile_to: where onnxruntime writes the times of all kernels: the start of a path, to which each session adds an
+            ending of its own.
         integer: whether quantized operators may run in integer kernels. Otherwise a model with QuantizeLinear and
             DequantizeLinear is computed as it is written, in float; optimizations else even quantize weights that the
             model leaves float.
@@ -158,7 +160,8 @@ def _settings(options: SessionOptions) -> Any:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if options.profile_to is not None:
         settings.enable_profiling = True
-        settings.profile_file_prefix = str(options.profile_to)
+        # onnxruntime adds the time in milliseconds, at which several sessions may begin.
+        settings.profile_file_prefix = f"{options.profile_to}-{uuid.uuid4().hex}"
     if options.save_to is not None:
         settings.optimized_model_filepath = str(options.save_to)
         weights = {"file_name": f"{options.save_to.name}.data", "min_size_in_bytes": "1024"}

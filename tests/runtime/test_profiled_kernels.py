@@ -11,6 +11,7 @@ from onnx import parser
 
 from graphopt.errors import RuntimeFailureError
 from graphopt.runtime import kernel_times
+from graphopt.runtime.session import Session, SessionOptions
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 net (float[n,4] x) => (float[n,4] y) { a = Erf(x) b = Softmax(a) y = Add(b, a) }"""
@@ -39,3 +40,9 @@ def test_the_first_inputs_that_fit_are_taken(model: onnx.ModelProto, tmp_path: P
     kernel_times.measure([model], [wrong, right], seconds=0)
     with pytest.raises(RuntimeFailureError, match=r"(?i)expected: 4"):
         kernel_times.measure([model], [wrong], seconds=0)
+
+
+def test_each_session_writes_a_profile_of_its_own(model: onnx.ModelProto, tmp_path: Path) -> None:
+    sessions = [Session(model, SessionOptions(profile_to=tmp_path / "profile")) for _ in range(20)]
+    assert len({session.end_profiling() for session in sessions}) == 20
+    assert len(list(tmp_path.glob("profile*"))) == 20
