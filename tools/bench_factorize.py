@@ -10,8 +10,14 @@ Per task, variant and ratio, means over the calibration seeds:
 * macs: what is left of the whole model's (the transformer: of the parameters of its linear layers);
 * time: of onnxruntime on one thread and one sample over that of the original, median of paired rounds (`--latency`).
 
-Variants are pipelines (`VARIANTS`); candidates of one seed serve all ratios, as the pass itself would find them. "plain" is
-the baseline: weights alone, without samples. Evaluation samples are read when all results of a task are there.
+Variants are pipelines (`VARIANTS`); candidates of one seed serve all ratios, as the pass itself would find them. "plain" fits
+weights alone, without samples. "baseline" prunes channels: uniform widths by the L2 norm, refitted by least squares. Evaluation
+samples are read when all results of a task are there.
+
+A cell holds where the mean drop over the seeds is at most its bar (`BARS`) plus one standard error (of the transformer: where
+the agreement is at least `LEAST_AGREEMENT`) and KL is below the baseline's; a row where the mean of its drops is at most that of
+its bars.
+
 `--big` times a ResNet-50 with random weights instead, layer by layer as well.
 """
 
@@ -64,7 +70,8 @@ class Variant:
         align: of ranks; None is the device's.
         faster: only what is predicted to be faster.
         samples: whether calibration samples are used.
-        pruned: share of the wanted ratio's logarithm that `prune-channels` takes first.
+        pruned: share of the wanted ratio's logarithm that `prune-channels` takes first; 1 leaves nothing to factorize.
+        pruning: options of `prune-channels`.
     """
 
     schemes: tuple[str, ...]
@@ -72,6 +79,7 @@ class Variant:
     faster: bool = False
     samples: bool = True
     pruned: float = 0.0
+    pruning: str = ""
 
 
 VARIANTS = {
@@ -82,7 +90,22 @@ VARIANTS = {
     **{scheme: Variant((scheme,)) for scheme in ALL},
     "plain": Variant((*ALL, "decoupling"), samples=False),
     "pruned + free": Variant((*ALL, "decoupling"), pruned=0.5),
+    "baseline": Variant((), pruned=1.0, pruning=",align=1,criterion=l2,scope=uniform"),
 }
+
+_RESNET20 = {
+    "free": {0.8: 0.5, 0.7: 0.8, 0.6: 0.9, 0.5: 1.5, 0.4: 2.0},
+    "decoupling": {0.6: 1.3, 0.4: 2.3},
+    "multiples of 8": {0.6: 1.0},
+}
+BARS = {
+    "resnet20_bn": _RESNET20,
+    "resnet20_dynamo": _RESNET20,
+    "squeezenet": {"free": {0.8: 1.5, 0.7: 2.5, 0.6: 4.0}},
+}
+"""Drop of top-1 in points by task, variant and ratio."""
+LEAST_AGREEMENT = {"transformer": {"free": {0.8: 99.5, 0.7: 99.0, 0.6: 98.5, 0.5: 98.0}}}
+"""Predictions that must stay, in %, by task, variant and ratio."""
 
 
 def tasks(corpus: Path | None) -> dict[str, Task]:
@@ -106,13 +129,17 @@ def results(
 ) -> Iterator[tuple[float, ir.Model]]:
     """The compressed models of one seed by ratio; candidates are found once, unless channels are pruned before."""
     chosen = open_samples(str(task.calibration), model, normalize=task.normalize, default_limit=samples, seed=seed)
+    if variant.pruned == 1:
+        for ratio in ratios:
+            yield ratio, pruned(task, model, variant, ratio, seed, samples)
+        return
     context = PassContext(seed=seed, evidence=Evidence(chosen) if variant.samples else None)
     settings = Settings(search(variant.schemes, context, align=variant.align, faster=variant.faster), Budget(1))
     compression, proposals = None, {}
     for ratio in ratios:
         start = model
         if variant.pruned or compression is None:
-            start = pruned(task, model, ratio**variant.pruned, seed, samples) if variant.pruned else model
+            start = pruned(task, model, variant, ratio**variant.pruned, seed, samples) if variant.pruned else model
             compression = Compression(start, context, settings)
             proposals = compression.propose()
         try:
@@ -139,10 +166,12 @@ def linear_parameters(model: ir.Model) -> int:
     return sum(one.const_value.size for one in weights if one is not None and one.const_value is not None)
 
 
-def pruned(task: Task, model: ir.Model, ratio: float, seed: int, samples: int) -> ir.Model:
-    """`model` with channels pruned to `ratio` of its MACs."""
+def pruned(task: Task, model: ir.Model, variant: Variant, ratio: float, seed: int, samples: int) -> ir.Model:
+    """`model` with channels pruned to `ratio` of its budget."""
+    kept = budget(task, model, ratio)
+    target = f"macs={ratio}" if kept.params is None else f"params={kept.params:.0f}"
     done = graphopt.optimize(
-        model, pipeline=f"prune-channels{{macs={ratio}}}", data=str(task.calibration), normalize=task.normalize,
+        model, pipeline=f"prune-channels{{{target}{variant.pruning}}}", data=str(task.calibration), normalize=task.normalize,
         seed=seed, calibration_samples=samples,
     )  # fmt: skip
     return done.ir
@@ -171,8 +200,18 @@ class Judge:
         return np.concatenate(scores).reshape(sum(batch.count for batch in self._batches), -1)
 
 
-def bench(name: str, task: Task, variants: Mapping[str, Variant], arguments: argparse.Namespace) -> None:
-    """Compress all, then measure all, one table."""
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Means over the seeds: points of top-1 with their standard error, KL, and the predictions that stay in %."""
+
+    drop: float
+    error: float
+    divergence: float
+    agreement: float
+
+
+def bench(name: str, task: Task, variants: Mapping[str, Variant], arguments: argparse.Namespace) -> list[str]:
+    """Compress all, then measure all, one table; what misses its bars."""
     model = graphopt.optimize(task.model, pipeline="lossless").ir
     made: dict[tuple[str, float], list[ir.Model]] = {}
     ratios = arguments.ratios or task.ratios
@@ -185,27 +224,50 @@ def bench(name: str, task: Task, variants: Mapping[str, Variant], arguments: arg
     judge = Judge(open_samples(str(task.evaluation), model, normalize=task.normalize), model)
     print(f"{name}: {len(judge.labels)} samples, top-1 {100 * (judge.exact.argmax(-1) == judge.labels).mean():.2f} %")
     print(f"{'variant':<16}{'ratio':>6}{'macs':>7}{'seeds':>6}{'drop':>8}{'+-':>6}{'KL':>10}{'agree':>8}{'time':>7}")
+    table: dict[str, dict[float, Row]] = {}
     for (title, ratio), models in made.items():
-        row(title, ratio, task, model, models, judge, arguments.latency)
+        found = [judge.measure(one) for one in models]
+        lost = np.mean([one[0] for one in found], axis=0)
+        one = Row(
+            100 * float(lost.mean()),
+            100 * float(lost.std()) / len(lost) ** 0.5,
+            statistics.mean(each[1] for each in found),
+            100 * statistics.mean(each[2] for each in found),
+        )
+        table.setdefault(title, {})[ratio] = one
+        timed = f"{relative_time(task, model, models[0], arguments.latency):.2f}" if arguments.latency else "-"
+        print(
+            f"{title:<16}{ratio:>6}{kept(task, model, models[0]):>7.3f}{len(models):>6}{one.drop:>8.2f}{one.error:>6.2f}"
+            f"{one.divergence:>10.4f}{one.agreement:>8.2f}{timed:>7}",
+            flush=True,
+        )
+    return [f"{name}, {text}" for title, rows in table.items() for text in misses(name, title, rows, table)]
 
 
-def row(
-    title: str, ratio: float, task: Task, model: ir.Model, models: Sequence[ir.Model], judge: Judge, latency: float
-) -> None:
-    """One line of the table."""
-    found = [judge.measure(one) for one in models]
-    lost = np.mean([one[0] for one in found], axis=0)
-    error = lost.std() / len(lost) ** 0.5
+def misses(name: str, title: str, rows: Mapping[float, Row], table: Mapping[str, Mapping[float, Row]]) -> Iterator[str]:
+    """What one variant's rows fall short of."""
+    for ratio, row in rows.items():
+        other = table.get("baseline", {}).get(ratio)
+        if other is not None and title != "baseline" and row.divergence >= other.divergence:
+            yield f"{title} x{ratio}: KL {row.divergence:.4f} is not below the baseline's {other.divergence:.4f}"
+    for ratio, least in LEAST_AGREEMENT.get(name, {}).get(title, {}).items():
+        if ratio in rows and rows[ratio].agreement < least:
+            yield f"{title} x{ratio}: agreement {rows[ratio].agreement:.1f} % < {least} %"
+    bars = {ratio: bar for ratio, bar in BARS.get(name, {}).get(title, {}).items() if ratio in rows}
+    for ratio, bar in bars.items():
+        if rows[ratio].drop > bar + rows[ratio].error:
+            yield f"{title} x{ratio}: drop {rows[ratio].drop:.2f} > {bar:.2f} + {rows[ratio].error:.2f}"
+    if bars:
+        drop, bar = statistics.mean(rows[ratio].drop for ratio in bars), statistics.mean(bars.values())
+        if drop > bar:
+            yield f"{title}: mean drop {drop:.2f} > {bar:.2f}"
+
+
+def kept(task: Task, before: ir.Model, after: ir.Model) -> float:
+    """What is left of the whole model's MACs, or of the parameters of its linear layers."""
     if task.parameters:
-        left = 1 - (price(model).params - price(models[0]).params) / linear_parameters(model)
-    else:
-        left = price(models[0]).macs / price(model).macs
-    timed = f"{relative_time(task, model, models[0], latency):.2f}" if latency else "-"
-    print(
-        f"{title:<16}{ratio:>6}{left:>7.3f}{len(models):>6}{100 * lost.mean():>8.2f}{100 * error:>6.2f}"
-        f"{statistics.mean(one[1] for one in found):>10.4f}{100 * statistics.mean(one[2] for one in found):>8.2f}{timed:>7}",
-        flush=True,
-    )
+        return 1 - (price(before).params - price(after).params) / linear_parameters(before)
+    return price(after).macs / price(before).macs
 
 
 def relative_time(task: Task, before: ir.Model, after: ir.Model, seconds: float) -> float:
@@ -242,9 +304,11 @@ def main() -> None:
         big((arguments.ratios or [0.5])[0], arguments.latency)
         return
     variants = {name: one for name, one in VARIANTS.items() if not arguments.variants or name in arguments.variants}
+    missed = []
     for name, task in tasks(arguments.corpus).items():
         if not arguments.tasks or name in arguments.tasks:
-            bench(name, task, variants, arguments)
+            missed += bench(name, task, variants, arguments)
+    print(*(f"missed: {one}" for one in missed), sep="\n")
 
 
 if __name__ == "__main__":
