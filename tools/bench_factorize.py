@@ -42,7 +42,8 @@ from graphopt.pipeline.evidence import Evidence
 from graphopt.pricing import price
 from graphopt.runtime.latency import measure
 from graphopt.runtime.session import Session
-from graphopt_passes.factorization.compress import Budget, Compression, Settings
+from graphopt_passes.factorization.compress import Compression, Settings
+from graphopt_passes.factorization.decision import Budget
 from graphopt_passes.factorization.options import search
 from graphopt_passes.reconstruction.harm import divergence
 

@@ -65,7 +65,8 @@ class Factorize(Pass):
         Raises:
             TargetNotMetError: `macs` or `params` cannot be reached.
         """
-        from graphopt_passes.factorization.compress import Budget, Settings, compress
+        from graphopt_passes.factorization.compress import Settings, compress
+        from graphopt_passes.factorization.decision import Budget
         from graphopt_passes.factorization.options import search
 
         names = [one for one in self.schemes if one != "auto"]

@@ -57,7 +57,8 @@ class SeparateDepthwise(Pass):
         Raises:
             TargetNotMetError: `macs` cannot be reached.
         """
-        from graphopt_passes.factorization.compress import Budget, Settings, compress
+        from graphopt_passes.factorization.compress import Settings, compress
+        from graphopt_passes.factorization.decision import Budget
         from graphopt_passes.factorization.options import search
 
         error = 1 - self.energy if self.energy is not None else self.error

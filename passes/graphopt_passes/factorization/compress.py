@@ -17,27 +17,26 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.extents import Extents
-from graphopt.errors import TargetNotMetError
 from graphopt.ir.surgery import FreshNames
 from graphopt.ir.walk import label
 from graphopt.pipeline.base import PassContext, PassResult
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
-from graphopt.pricing import price
 from graphopt_passes.factorization import racing, sequential
 from graphopt_passes.factorization.attention import attention_pairs
 from graphopt_passes.factorization.candidates import Candidate, Search, fit_all, interpolated, probed
-from graphopt_passes.factorization.choice import choose
+from graphopt_passes.factorization.decision import Budget, decide
 from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.feed_forward import feed_forward_pairs
 from graphopt_passes.factorization.pair_fits import PairFits
 from graphopt_passes.factorization.pair_fits import candidates as candidates_of
 from graphopt_passes.factorization.pairs import Pair, disjoint, shrink
 from graphopt_passes.factorization.regression import Regression
+from graphopt_passes.factorization.saying import say_layers, say_time
 from graphopt_passes.factorization.schemes import Fits, Fitted
 from graphopt_passes.factorization.sites import Site, site_of
 from graphopt_passes.factorization.transposed import second_moments, transposed_site
-from graphopt_passes.factorization.units import TOGETHER, Option, Proposal, both, total, units_of
+from graphopt_passes.factorization.units import TOGETHER, Proposal
 from graphopt_passes.numerics.blas import one_thread
 from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction import stopwatch
@@ -53,17 +52,6 @@ EXACT = 1e-10
 
 _NARROW = 1024
 """Inputs of the widest layer up to which products are too small for several threads."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """Bounds on sums over the whole model: a fraction of what it has where at most 1, else absolute. None: no bound."""
-
-    macs: float | None = None
-    params: float | None = None
-
-    def __bool__(self) -> bool:
-        return self.macs is not None or self.params is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,38 +131,19 @@ class Compression:
         Raises:
             TargetNotMetError: the budget cannot be kept.
         """
-        evidence, search = stopwatch.clock(self.context), self.settings.search
+        evidence, search, title = stopwatch.clock(self.context), self.settings.search, self.settings.title
+        settled, decided = None, functools.partial(decide, self.model, budget=budget, search=search, title=title)
         if evidence is None or not search.faster or search.fixed:
-            chosen = self._choice(proposals, budget)
-            self._remark(proposals, chosen)
-            return chosen
-        settled = racing.settle(self.model, proposals, lambda offered: self._choice(offered, budget), evidence)
-        self._remark(proposals, settled.chosen, settled)
-        self._say_time(settled)
-        return settled.chosen
-
-    def _choice(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
-        if budget:
-            return self._within_budget(proposals, budget)
-        chosen: dict[str, Candidate] = {}
-        for options in units_of(proposals):
-            chosen |= self._alone(options)
+            chosen = decided(proposals)
+        else:
+            settled = racing.settle(self.model, proposals, decided, evidence)
+            chosen = settled.chosen
+        measured = self.context.evidence is not None and bool(self.settings.budget)
+        say_layers(self.remarks, proposals, chosen, settled, harm=measured)
+        if settled is not None and settled.comparison is not None:
+            self.facts["time"] = settled.comparison.to_dict()
+            self.warnings += say_time(self.remarks, settled.comparison, title)
         return chosen
-
-    def _say_time(self, settled: racing.Settled) -> None:
-        comparison = settled.comparison
-        if comparison is None:
-            return
-        whole = comparison.whole
-        self.facts["time"] = comparison.to_dict()
-        said = stopwatch.said(whole)
-        self.remarks.applied("model", f"measured {said}")
-        slow = [key for key, one in comparison.layers.items() if one.interval[0] > 1]
-        if whole.interval[0] > 1 or slow:
-            self.warnings.append(
-                f"{self.settings.title}: {len(slow)} of {len(comparison.layers)} replaced layers are slower on this machine than "
-                f"before, the whole model has {said}; more of macs or params avoids that"
-            )
 
     def apply(
         self, model: ir.Model, proposals: Mapping[str, Proposal], chosen: Mapping[str, Candidate]
@@ -326,84 +295,6 @@ class Compression:
         ranks = {} if search.fixed else fits.ranks()
         return fit_all(fits, search.candidates(fits.site, ranks), max(EXACT, self.settings.error))
 
-    # Choice
-
-    def _alone(self, options: list[Option]) -> Option:
-        """The cheapest of what is accurate enough; where the amount is fixed, the most accurate replacement."""
-        keep, *others = options
-        if self.settings.search.fixed:
-            return min(others, key=lambda one: (total(one, "error"), total(one, "macs")), default=keep)
-        order = ("seconds", "error") if self.settings.search.faster else ("macs", "weights", "error")
-        return min(options, key=lambda one: tuple(total(one, what) for what in order))
-
-    def _within_budget(self, proposals: Mapping[str, Proposal], budget: Budget) -> dict[str, Candidate]:
-        totals = price(self.model)
-        kinds = [
-            (bound if bound > 1 else bound * whole, attribute, whole)
-            for bound, attribute, whole in (
-                (budget.macs, "macs", totals.macs),
-                (budget.params, "weights", totals.params),
-            )
-            if bound is not None
-        ]
-        options = units_of(proposals)
-        budgets = []
-        for bound, attribute, whole in kinds:
-            fixed = whole - sum(total(one[0], attribute) for one in options)
-            least = fixed + sum(min(total(each, attribute) for each in one) for one in options)
-            if least > bound:
-                what = "macs" if attribute == "macs" else "params"
-                raise TargetNotMetError(
-                    f"{self.settings.title}: {what}={bound / whole:.3g} of the model cannot be met: the least that these schemes "
-                    f"can reach is {what}={least / whole:.3g}; allow more of it, or more replacements by prefer=macs"
-                )
-            budgets.append(bound - fixed)
-        harms = [np.array([total(each, "harm") for each in one]) for one in options]
-        costs = [np.array([[total(each, kind[1]) for kind in kinds] for each in one], float) for one in options]
-        picked = choose(harms, costs, budgets)
-        if picked is None:
-            raise TargetNotMetError(
-                f"{self.settings.title}: no choice of replacements keeps both macs and params; allow more of one of them"
-            )
-        chosen: Option = {}
-        for one, index in zip(options, picked, strict=True):
-            chosen |= one[index]
-        return {key: chosen[key] for key in proposals}
-
-    def _remark(
-        self,
-        proposals: Mapping[str, Proposal],
-        chosen: Mapping[str, Candidate],
-        settled: racing.Settled | None = None,
-    ) -> None:
-        measured = self.context.evidence is not None
-        for key, one in chosen.items():
-            proposal = proposals[key]
-            place, keep = label(proposal.site.layer.node), proposal.candidates[0]
-            if one.scheme == "partner":
-                continue
-            if one.scheme in TOGETHER:
-                keep = both(keep, proposals[proposal.partner or ""].candidates[0])
-            if one.scheme == "keep" and settled is not None and key in settled.slower:
-                tried, taken = settled.slower[key]
-                self.remarks.missed(place, f"kept: {tried} measured x{taken.ratio:.2f} of its time")
-                continue
-            if one.scheme == "keep":
-                pays = len(proposal.candidates) > 1
-                self.remarks.missed(
-                    place, "kept: others pay better" if pays else "kept: no replacement would be cheaper"
-                )
-                continue
-            alone = ", not refitted in its place" if isinstance(proposal.site.layer, TransposedLinear) else ""
-            timed = settled.comparison.layers.get(key) if settled is not None and settled.comparison else None
-            time = "" if timed is None else f"x{timed.ratio:.2f} measured, "
-            harm = f", harm {one.harm:.2g}" if measured and self.settings.budget else ""
-            self.remarks.applied(
-                place,
-                f"{one}: {_change(one.macs, keep.macs)} MACs, {_change(one.weights, keep.weights)} weights, "
-                f"{_change(one.seconds, keep.seconds)} predicted time, {time}output error {one.error:.2g}{harm}{alone}",
-            )
-
 
 def _pairs_of(model: ir.Model, search: Search) -> list[Pair]:
     """Pairs of layers of a model that may lose dimensions together."""
@@ -418,7 +309,3 @@ def _layers(model: ir.Model) -> list[Linear]:
     """All layers that may be replaced, in the order of the graph."""
     found = {layer.node: layer for layer in [*linear_layers(model.graph), *transposed_layers(model.graph)]}
     return [found[node] for node in model.graph if node in found]
-
-
-def _change(new: float, old: float) -> str:
-    return f"{100 * (new / old - 1):+.0f} %" if old else "0 %"
