@@ -275,9 +275,8 @@ def speed_lines(report: Report) -> Iterator[str]:
             yield f"'{record.name}' changed nothing: {record.facts['unchanged']}"
         taken = record.facts.get("time")
         if taken:
-            whole = taken.get("whole", taken)
-            low, high = whole["interval"]
-            yield f"time against the model before '{record.name}', measured there: x{whole['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+            low, high = taken["interval"]
+            yield f"time against the model before '{record.name}', measured there: x{taken['ratio']:.2f} [{low:.2f}, {high:.2f}]"
         speed = record.facts.get("speed")
         if speed:
             low, high = speed["against_float"]["interval"]

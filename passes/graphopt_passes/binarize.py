@@ -24,9 +24,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.walk import label
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.base import PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
-from graphopt_passes.freeze_defaults import BEFORE_LOSSY
+from graphopt_passes.lossy import LossyPass
 from graphopt_passes.numerics import codebook
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.harm import Harm
@@ -43,12 +43,10 @@ _ROUNDS = 4
 
 
 @dataclass(frozen=True)
-class Binarize(Pass):
+class Binarize(LossyPass):
     """Replace weights by signs and a scale per channel, where the outputs bear it."""
 
     name: ClassVar[str] = "binarize"
-    exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
     needs_data: ClassVar[bool] = True
 
     levels: Literal["binary", "ternary"] = option("binary", "signs, or signs and zero")

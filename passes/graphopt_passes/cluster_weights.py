@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.ir.walk import label
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.base import PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
-from graphopt_passes.freeze_defaults import BEFORE_LOSSY
+from graphopt_passes.lossy import LossyPass
 from graphopt_passes.numerics import codebook
 from graphopt_passes.reconstruction.linear import Linear
 from graphopt_passes.reconstruction.problem import Problem
@@ -30,12 +30,10 @@ from graphopt_passes.weights.walking import candidates, rewrite
 
 
 @dataclass(frozen=True)
-class ClusterWeights(Pass):
+class ClusterWeights(LossyPass):
     """Let the weights of a channel or a layer share a few numbers."""
 
     name: ClassVar[str] = "cluster-weights"
-    exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     values: int = option(16, "how many numbers share a codebook", minimum=2, maximum=packing.MOST_ENTRIES)
     per: Literal["channel", "tensor"] = option("channel", "what has a codebook of its own")

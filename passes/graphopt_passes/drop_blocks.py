@@ -18,11 +18,11 @@ import onnx_ir as ir
 from graphopt.errors import DataError
 from graphopt.ir.surgery import FreshNames
 from graphopt.ir.walk import label
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.base import PassContext, PassResult, option
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
-from graphopt_passes.freeze_defaults import BEFORE_LOSSY
 from graphopt_passes.lossless.eliminate_identity import EliminateIdentity
+from graphopt_passes.lossy import LossyPass
 from graphopt_passes.reconstruction.harm import divergence, watched
 from graphopt_passes.reconstruction.linear import linear_layers
 from graphopt_passes.reconstruction.walk import Walk
@@ -36,12 +36,10 @@ _TRIAL_ROWS = 6_000
 
 
 @dataclass(frozen=True)
-class DropBlocks(Pass):
+class DropBlocks(LossyPass):
     """Remove residual blocks that the network hardly needs."""
 
     name: ClassVar[str] = "drop-blocks"
-    exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
     needs_data: ClassVar[bool] = True
 
     harm: float = option(

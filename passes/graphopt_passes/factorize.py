@@ -16,8 +16,8 @@ from typing import ClassVar, Literal, TypeAlias
 
 import onnx_ir as ir
 
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
-from graphopt_passes.freeze_defaults import BEFORE_LOSSY
+from graphopt.pipeline.base import PassContext, PassResult, option
+from graphopt_passes.lossy import LossyPass
 
 _Scheme: TypeAlias = Literal["auto", "channel", "input", "spatial", "tucker", "svd", "heads", "hidden", "decoupling"]
 
@@ -25,12 +25,10 @@ _ENERGY = 0.99
 
 
 @dataclass(frozen=True)
-class Factorize(Pass):
+class Factorize(LossyPass):
     """Replace layers by chains of thinner ones of low rank."""
 
     name: ClassVar[str] = "factorize"
-    exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     schemes: tuple[_Scheme, ...] = option(("auto",), "what is tried; auto: all but decoupling, the best per layer")
     macs: float | None = option(None, "multiply-accumulates of the whole model, a fraction up to 1", minimum=0)

@@ -13,12 +13,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from graphopt.pipeline.base import Pass, PassContext, PassResult, Remark
-from graphopt.pipeline.presets import PRESETS
 
 _NAMED = 3
-
-BEFORE_LOSSY: tuple[str, ...] = (*dict.fromkeys(PRESETS["lossless"].split(",")), "freeze-defaults")
-"""What lossy passes require; the manager repeats the exact ones until none of them finds more."""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from graphopt.analysis.coupling import Coupling, couple, remove
 from graphopt.ir.surgery import FreshNames, drop_unread
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.base import PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import Latency
-from graphopt_passes.freeze_defaults import BEFORE_LOSSY
+from graphopt_passes.lossy import LossyPass
 from graphopt_passes.pruning.execution import Execution, Settings
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Limits
@@ -42,12 +42,10 @@ _NO_SAMPLES = (
 
 
 @dataclass(frozen=True)
-class PruneChannels(Pass):
+class PruneChannels(LossyPass):
     """Take out whole channels, and refit the layers around them."""
 
     name: ClassVar[str] = "prune-channels"
-    exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     ratio: float | None = option(
         None,

@@ -27,11 +27,11 @@ from graphopt.analysis.extents import Extents
 from graphopt.errors import DataError
 from graphopt.ir.walk import constant_tensor
 from graphopt.ops.base import operator
-from graphopt.pipeline.base import Pass, PassContext, PassResult, Remark, option
+from graphopt.pipeline.base import PassContext, PassResult, Remark, option
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import Latency
-from graphopt_passes.freeze_defaults import BEFORE_LOSSY
+from graphopt_passes.lossy import LossyPass
 from graphopt_passes.quantization.rescaling import Rescaled
 from graphopt_passes.quantization.targets import TARGETS, Spare, Target, wide_type
 
@@ -45,12 +45,10 @@ _OPSET_16_BITS = 21
 
 
 @dataclass(frozen=True)
-class Quantize(Pass):
+class Quantize(LossyPass):
     """Compute with 8-bit integers, or store weights in fewer bits."""
 
     name: ClassVar[str] = "quantize"
-    exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     target: _Target = option("ort-x86", "the runtime that the model is for")
     mode: _Mode = option("auto", "what is quantized, and when")

@@ -14,19 +14,17 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
-from graphopt_passes.freeze_defaults import BEFORE_LOSSY
+from graphopt.pipeline.base import PassContext, PassResult, option
+from graphopt_passes.lossy import LossyPass
 
 _ERROR = 0.05
 
 
 @dataclass(frozen=True)
-class SeparateDepthwise(Pass):
+class SeparateDepthwise(LossyPass):
     """Replace convolutions by sums of depthwise and pointwise ones."""
 
     name: ClassVar[str] = "separate-depthwise"
-    exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     branches: int | None = option(None, "branches of every layer", minimum=1)
     error: float | None = option(

@@ -21,9 +21,9 @@ import onnx_ir as ir
 
 from graphopt.ir.tensors import SparseTensor
 from graphopt.ir.walk import label
-from graphopt.pipeline.base import Pass, PassContext, PassResult, option
+from graphopt.pipeline.base import PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
-from graphopt_passes.freeze_defaults import BEFORE_LOSSY
+from graphopt_passes.lossy import LossyPass
 from graphopt_passes.numerics import sparse_support
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.numerics.sparse_support import Sparsity
@@ -37,12 +37,10 @@ _LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Sparsify(Pass):
+class Sparsify(LossyPass):
     """Set the weights that matter least to zero, and refit the others."""
 
     name: ClassVar[str] = "sparsify"
-    exact: ClassVar[bool] = False
-    requires: ClassVar[tuple[str, ...]] = BEFORE_LOSSY
 
     sparsity: float = option(0.5, "share of the weights that become zero", minimum=0, maximum=1)
     pattern: tuple[int, ...] = option((), "n:m, at most n of m successive input channels stay, such as 2:4")

@@ -85,7 +85,7 @@ def test_what_structural_passes_measured_and_that_others_did_nothing(report: Rep
     last, time = report.passes[-1], {"ratio": 0.7, "interval": [0.6, 0.8]}
     facts: dict[str, dict[str, Any]] = {
         "prune-channels": {"time": time},
-        "factorize": {"time": {"whole": time, "layers": {}}},
+        "factorize": {"time": {**time, "layers": {}}},
         "x": {"unchanged": "why"},
     }
     added = [dataclasses.replace(last, name=name, facts=found) for name, found in facts.items()]

@@ -49,9 +49,9 @@ class Comparison:
     layers: Mapping[str, Latency]
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison as reports hold it."""
+        """The comparison as reports hold it: time of the whole model as any pass reports it, and ratios by layer."""
         layers = {key: {"ratio": one.ratio, "interval": list(one.interval)} for key, one in self.layers.items()}
-        return {"whole": self.whole.to_dict(), "layers": layers}
+        return {**self.whole.to_dict(), "layers": layers}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,7 +105,9 @@ def importance(found: Iterable[Layer]) -> dict[str, Moments]:
     """By the layer's key, what tells how much each of its weights counts (`seen`); tied ones are left out."""
     layers = list(found)
     shared = tied(layers)
-    return {layer.key: Moments(layer.data.name or "", layer.data_axis) for layer in layers if layer.key not in shared}
+    return {
+        layer.key: Moments(layer.data.name or "", layer.activation_axis) for layer in layers if layer.key not in shared
+    }
 
 
 def seen(layer: Layer, moments: MomentsResult) -> npt.NDArray[Any]:

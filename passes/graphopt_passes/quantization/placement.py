@@ -74,14 +74,9 @@ class Layer:
         return self.form.channel_axis % len(self.weight.shape)
 
     @property
-    def output_axis(self) -> int:
-        """The axis of the output that holds the channels."""
+    def activation_axis(self) -> int:
+        """The axis of the data, and of the output, that holds the channels."""
         return 1 if self.node.op_type in ("Conv", "ConvTranspose") else -1
-
-    @property
-    def data_axis(self) -> int:
-        """The axis of the data that holds the channels."""
-        return self.output_axis
 
     def met(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(C,) numbers of the data's channels, as each weight of the matrix (channels, inputs) meets them."""

@@ -60,7 +60,7 @@ def requests(placement: Placement) -> list[Moments]:
 
 def mean_of(layer: Layer) -> Moments:
     """The request for the mean of a layer's output, per channel."""
-    return Moments(layer.key, layer.output_axis)
+    return Moments(layer.key, layer.activation_axis)
 
 
 def repaired(
@@ -130,7 +130,7 @@ class _Walk:
 
     def _corrected(self, layer: Layer, node: ir.Node, weights: LayerWeights) -> LayerWeights:
         """The bias, moved by what the output is off its mean in float, and the scale by what it is off its variance."""
-        bias, request = layers.float_bias(layer), Moments(node.outputs[0].name or "", layer.output_axis)
+        bias, request = layers.float_bias(layer), Moments(node.outputs[0].name or "", layer.activation_axis)
         assert bias is not None
         before, now = self.float_results[mean_of(layer)], self.stepper.collect([request])[request]
         data: Quantizer = self.recipe.read(layer.data.name or "", layer.key)

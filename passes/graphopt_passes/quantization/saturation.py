@@ -111,4 +111,4 @@ def _is_at_risk(layer: Layer) -> bool:
 
 
 def _request(layer: Layer) -> ChannelRange:
-    return ChannelRange(layer.data.name or "", layer.data_axis)
+    return ChannelRange(layer.data.name or "", layer.activation_axis)
