@@ -109,7 +109,7 @@ def optimize(
     max_drop: float | None = None,
     plan: Any = None,
     shapes: Shapes | None = None,
-    exclude: str | re.Pattern[str] | None = None,
+    exclude: str | Sequence[str] | re.Pattern[str] | None = None,
     latency: bool = False,
     check: bool = True,
     dump: str | os.PathLike[str] | None = None,
@@ -142,7 +142,7 @@ def optimize(
         max_drop: the gate: how much worse the metric may get on samples held out of `data`, in its own unit.
         plan: a plan to replay. Not available yet.
         shapes: extents to fix dynamic inputs to, by input name.
-        exclude: name, or pattern of names, of nodes that no pass touches.
+        exclude: nodes that no pass touches: a name or a regular expression for whole names, or several of them.
         latency: measure onnxruntime's time before and after; `max_drop` asks for it too.
         check: compare with the original in onnxruntime; an exact pass that changed the results is rolled back.
         dump: folder for the IR after each pass.
@@ -195,14 +195,13 @@ def optimize(
     study.prepare(original, passes, timed=timed)
     if announce is not None:
         announce(str(passes))
-    pattern = _pattern(exclude)
-    unmatched = _unmatched(pattern, lifted.model)
+    unmatched = _unmatched(exclude, lifted.model)
     manager = Manager(
         registry=registry,
         context=PassContext(
             seed=seed,
             threads=threads,
-            exclude=pattern,
+            exclude=_pattern(exclude),
             evaluate=evaluate,
             evidence=study.evidence(progress),
             profile=profile,
@@ -381,15 +380,40 @@ def _instruments(dump: str | os.PathLike[str] | None, progress: Progress | None)
     return found if progress is None else [*found, Steps(progress)]
 
 
-def _pattern(exclude: str | re.Pattern[str] | None) -> re.Pattern[str] | None:
-    return re.compile(re.escape(exclude)) if isinstance(exclude, str) else exclude
+def _pattern(exclude: str | Sequence[str] | re.Pattern[str] | None) -> re.Pattern[str] | None:
+    """One expression for the names of all nodes that are excluded; text stands for itself and for what it describes."""
+    if exclude is None or isinstance(exclude, re.Pattern):
+        return exclude
+    found = [part for text in _listed(exclude) for part in _either(text)]
+    return re.compile("|".join(found)) if found else None
 
 
-def _unmatched(pattern: re.Pattern[str] | None, model: ir.Model) -> list[str]:
-    """A warning where no node of the model is called by what is to be excluded."""
-    if pattern is None or any(node.name and pattern.fullmatch(node.name) for node in all_nodes(model)):
+def _listed(texts: str | Sequence[str]) -> Sequence[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _either(text: str) -> list[str]:
+    """`text` as a name, and as an expression where it is one."""
+    try:
+        re.compile(f"(?:{text})")
+    except re.error:
+        return [re.escape(text)]
+    return [re.escape(text), f"(?:{text})"]
+
+
+def _unmatched(exclude: str | Sequence[str] | re.Pattern[str] | None, model: ir.Model) -> list[str]:
+    """A warning for each thing to exclude that is no node's name, in the words of the user."""
+    if exclude is None:
         return []
-    return [f"--exclude: no node is called {pattern.pattern}"]
+    each = [exclude] if isinstance(exclude, re.Pattern) else _listed(exclude)
+    names = {node.name for node in all_nodes(model) if node.name}
+    warnings = []
+    for one in each:
+        pattern = _pattern(one)
+        if pattern is not None and not any(map(pattern.fullmatch, names)):
+            shown = one.pattern if isinstance(one, re.Pattern) else one
+            warnings.append(f"--exclude {shown}: the name of no node, and no expression for one")
+    return warnings
 
 
 def _files(lifted: Lifted) -> tuple[Path, ...]:

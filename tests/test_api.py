@@ -170,8 +170,34 @@ def test_errors_name_the_option(options: dict[str, Any], error: type[Exception],
 
 
 def test_excluding_what_is_not_there_is_a_warning() -> None:
-    result = graphopt.optimize(RESIDUAL, "eliminate-identity", exclude=re.compile("nowhere.*"))
-    assert "--exclude: no node is called nowhere.*" in result.warnings
+    for exclude in ("nowhere.*", re.compile("nowhere.*"), ("nowhere.*", "/0/Conv", "/[0-9]+/Conv")):
+        result = graphopt.optimize(RESIDUAL, "eliminate-identity", exclude=exclude)
+        assert result.warnings == ["--exclude nowhere.*: the name of no node, and no expression for one"]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "kept"),
+    [
+        ("i|x0", set[str]()),  # whole names
+        ("i.0", {"i.0", "ix0"}),
+        (["i.0"], {"i.0", "ix0"}),
+        (re.compile("ix."), {"ix0"}),
+        (["ix0", "j(0"], {"ix0", "j(0"}),
+        ((), set[str]()),
+    ],
+)
+def test_what_is_excluded_is_a_name_or_describes_names(exclude: Any, kept: set[str]) -> None:
+    names = ("i.0", "ix0", "j(0")
+    nodes = [
+        onnx.helper.make_node("Identity", ["x" if i == 0 else f"v{i}"], [f"v{i + 1}"], n) for i, n in enumerate(names)
+    ]
+    nodes.append(onnx.helper.make_node("Relu", ["v3"], ["y"], "relu"))
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [x], [y]), opset_imports=[onnx.helper.make_opsetid("", 17)]
+    )
+    result = graphopt.optimize(model, "eliminate-identity", exclude=exclude)
+    assert {node.name for node in result.model.graph.node} == {*kept, "relu"}
 
 
 @pytest.mark.parametrize("preset", ["small", "fast"])

@@ -72,14 +72,7 @@ def normalize(text: str) -> str:
 def pattern(text: str) -> str:
     """The name of a node, or a regular expression for the whole of it; compiled once, so that a mistake shows here."""
     try:
-        re.compile(text)
+        re.compile(f"(?:{text})")  # as part of a larger one
     except re.error as error:
         raise click.BadParameter(f"'{text}' is no regular expression ({error})") from error
     return text
-
-
-def either_name_or_regex(patterns: tuple[str, ...]) -> re.Pattern[str] | None:
-    """One regular expression that matches what any of `patterns` names literally or describes."""
-    if not patterns:
-        return None
-    return re.compile("|".join(f"{re.escape(text)}|(?:{text})" for text in patterns))

@@ -10,7 +10,6 @@ import click
 from graphopt.cli import options
 from graphopt.cli.options import Settings, check_provider
 from graphopt.cli.output import check_targets, default_output, print_warnings, table_console, write_text
-from graphopt.cli.parameters import either_name_or_regex
 from graphopt.cli.progress import progress_bars
 from graphopt.errors import NotAvailableError
 
@@ -72,7 +71,7 @@ def _optimize(model: Path, target: Path, settings: Settings) -> Result:
             normalize=settings.normalize,
             calibration_samples=settings.calibration_samples,
             shapes=settings.shape or None,
-            exclude=either_name_or_regex(settings.exclude),
+            exclude=settings.exclude,
             latency=settings.latency,
             check=settings.check,
             dump=settings.dump,
@@ -94,9 +93,9 @@ def _report(result: Result, settings: Settings, target: Path, model: Path) -> No
     report.output = str(target)
     protected = (model, target, *map(Path, report.input.external_files))
     if settings.json is not None:
-        write_text(settings.json, report.to_json(), protected)
+        write_text(settings.json, report.to_json(), protected, overwrite=settings.overwrite)
     if settings.report is not None:
-        write_text(settings.report, report.to_html(), protected)
+        write_text(settings.report, report.to_html(), protected, overwrite=settings.overwrite)
     shown = table_console(settings)
     if shown is not None:
         from graphopt.report import terminal

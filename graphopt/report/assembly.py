@@ -101,6 +101,7 @@ def comparison_of(
         after=_with_source(after, model, None if latency is None else latency.after_ms),
         check=check,
         latency=latency,
+        predicted=latency is None or device is not None,
         data=data,
         quality=quality,
         warnings=[*reference.warnings, *model.warnings, *warnings],

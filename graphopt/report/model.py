@@ -262,6 +262,7 @@ class Comparison:
         data: the samples, where some were given.
         quality: the metric of both on them.
         latency: measured time, where it was asked for.
+        predicted: whether predicted time is shown beside: it was not measured, or a device was named.
         integer: what runs in integer kernels, where the other is quantized.
         warnings: what the user should know.
     """
@@ -275,6 +276,7 @@ class Comparison:
     data: Data | None = None
     quality: Quality | None = None
     latency: Latency | None = None
+    predicted: bool = True
     integer: Integer | None = None
     warnings: Sequence[str] = ()
 

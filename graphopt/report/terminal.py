@@ -6,7 +6,7 @@ that what changed stands out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from graphopt.report import units
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from graphopt.pricing import Cost
     from graphopt.report.model import Comparison, Integer, Quality, Report
+    from graphopt.runtime.equivalence import Verdict
     from graphopt.runtime.quality import Fidelity
 
 _PLAIN_WIDTH = 100
@@ -71,10 +72,12 @@ def print_comparison(comparison: Comparison, out: Console) -> None:
         x, y = getattr(before, name), getattr(after, name)
         table.add_row(title, shown(x), shown(y), _coloured(units.change(x, y), x, y))
     predicted = (before.predicted_ms, after.predicted_ms)
-    table.add_row("predicted", *map(units.milliseconds, predicted), _coloured(units.change(*predicted), *predicted))
+    if comparison.predicted:
+        table.add_row("predicted", *map(units.milliseconds, predicted), _coloured(units.change(*predicted), *predicted))
     out.print(table)
     out.print()
-    _print_lines([*findings(comparison), f"time is predicted by {before.predicted_by}"], out)
+    said = [f"time is predicted by {before.predicted_by}"] if comparison.predicted else []
+    _print_lines([*findings(comparison, difference_hint(comparison)), *said], out)
     if comparison.check.status == "not_done":
         _print_warnings([comparison.check.detail], out)
     _print_warnings(comparison.warnings, out)
@@ -179,15 +182,16 @@ def _coloured(text: str, before: float | None, after: float | None) -> str:
     return f"[green]{text}[/]" if after < before else f"[red]{text}[/]"
 
 
-def findings(subject: Report | Comparison) -> list[str]:
-    """One line per verdict: quality, equivalence, latency, unknown costs."""
+def findings(subject: Report | Comparison, hint: Iterable[str] = ()) -> list[str]:
+    """One line per verdict: quality, equivalence and a `hint` on it, latency, unknown costs."""
     lines: list[str] = []
     quality, check, latency = subject.quality, subject.check, subject.latency
     if quality is not None:
         lines += quality_lines(quality)
     if check is not None:
         scope = "exact passes alone: " if subject.lossy else ""
-        lines.append(f"{scope}same outputs in onnxruntime: {_verdict(check)}")
+        lines.append(f"{scope}same outputs in onnxruntime: {verdict(check)}")
+        lines += hint
     if latency is not None:
         low, high = latency.interval
         lines.append(
@@ -237,6 +241,8 @@ def _interval(interval: tuple[float, float] | None) -> str:
 
 def _fidelity_lines(fidelity: Fidelity) -> Iterator[str]:
     facts = []
+    if fidelity.max_change is not None:
+        facts.append(f"max|Δ| = {fidelity.max_change:.2g}, {fidelity.max_error:.2g} of max|y|")
     if fidelity.sqnr_db is not None:
         facts.append(f"SQNR {fidelity.sqnr_db:.1f} dB")
     if len(fidelity.outputs) > 1:
@@ -304,10 +310,20 @@ def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{name}[{'x'.join(map(str, dims))}]" for name, dims in shapes.items()) or "none"
 
 
-def _verdict(check: Any) -> str:
+def verdict(check: Verdict) -> str:
+    """Whether two models compute the same, with the figures that say how nearly."""
     if check.status == "same":
         return f"yes, max|Δ| = {check.max_error:.1g} of max|y|"
-    return f"NO: {check.detail}" if check.status == "different" else "not checked"
+    if check.status != "different":
+        return "not checked"
+    return f"NO: {check.detail}" + ("" if check.sqnr_db is None else f", SQNR {check.sqnr_db:.1f} dB")
+
+
+def difference_hint(comparison: Comparison) -> Iterator[str]:
+    """What a difference on random inputs says, and what to ask for instead."""
+    if comparison.check.status == "different" and comparison.check.sqnr_db is not None:
+        elsewhere = "" if comparison.quality is not None else "; -d SAMPLES tells how much on real ones"
+        yield f"  rounding alone stays within that bound, lossy passes do not, on random inputs least of all{elsewhere}"
 
 
 def _unknown(cost: Cost) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ import onnx_ir as ir
 from graphopt.errors import RuntimeFailureError, UnsupportedModelError
 from graphopt.ir.walk import all_nodes, constant_tensor, label
 from graphopt.runtime.inputs import candidate_inputs
+from graphopt.runtime.metrics.deviation import decibels
 from graphopt.runtime.saturation import expose, logits_of
 from graphopt.runtime.session import Feeds, ModelSource, Session, SessionOptions
 
@@ -54,17 +56,21 @@ class Verdict:
 
     Attributes:
         status: same, different or not done.
-        detail: where they differ, or why nothing was compared; empty when they agree.
+        detail: where they differ most, or why nothing was compared; empty when they agree.
         max_error: largest max|Δ| / max|y| over all float outputs and seeds.
+        sqnr_db: the original's float outputs over their change, in dB; None where nothing was compared.
+        inputs: what both ran on, such as "x[2x3]"; empty where nothing was compared.
     """
 
     status: Status
     detail: str = ""
     max_error: float = 0.0
+    sqnr_db: float | None = None
+    inputs: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as reports hold it."""
-        return {"status": str(self.status), "detail": self.detail, "max_error": self.max_error}
+        return {**dataclasses.asdict(self), "status": str(self.status)}
 
 
 class Equivalence:
@@ -119,19 +125,28 @@ class Equivalence:
             self._source = None
         if self._why_not is not None:
             return Verdict(Status.NOT_DONE, self._why_not)
-        worst = 0.0
+        found: list[Difference] = []
         try:
             model = _Runnable(candidate, logits_of(candidate), self._options, "the result")
             for run in self._runs:
-                for difference in self._differences(run.outputs, model.run(run.feeds)):
-                    if difference.detail:
-                        where = f", on random inputs {_shapes(run.feeds)}" if np.isfinite(difference.error) else ""
-                        detail = f"{difference.detail}{where}"
-                        return Verdict(Status.DIFFERENT, detail, max(worst, difference.error))
-                    worst = max(worst, difference.error)
+                found += self._differences(run.outputs, model.run(run.feeds))
         except RuntimeFailureError as error:
             return Verdict(Status.DIFFERENT, str(error), float("inf"))
-        return Verdict(Status.SAME, max_error=worst)
+        return self._judged(found)
+
+    def _judged(self, found: Sequence[Difference]) -> Verdict:
+        """What `found` comes to: the largest difference of those beyond tolerance is the one that is told."""
+        inputs = _shapes(self._runs[0].feeds) if self._runs else ""
+        beyond = max((one for one in found if one.detail), key=lambda one: one.error, default=Difference())
+        comparable = all(math.isfinite(one.error) for one in found)
+        signal, noise = (sum(getattr(one, name) for one in found) for name in ("signal", "noise"))
+        return Verdict(
+            Status.DIFFERENT if beyond.detail else Status.SAME,
+            f"{beyond.detail}, on random inputs {inputs}" if beyond.detail and comparable else beyond.detail,
+            max((one.error for one in found), default=0.0),
+            decibels(signal, noise) if comparable and signal else None,
+            inputs,
+        )
 
     def _run_original(self, source: ModelSource) -> None:
         """Fill `_runs`, with the first guess at open extents that the original accepts."""
@@ -156,7 +171,8 @@ class Equivalence:
     def _differences(self, expected: dict[str, Any], actual: dict[str, Any]) -> Iterator[Difference]:
         for name, wanted in expected.items():
             if name in actual:
-                yield compare(name, wanted, actual[name], self._limit)
+                found = compare(name, wanted, actual[name], self._limit)
+                yield dataclasses.replace(found, signal=0.0, noise=0.0) if name.startswith(_LOGITS) else found
             elif not name.startswith(_LOGITS):  # an output that no longer ends in a Softmax has no logits to show
                 yield Difference(f"{name} is missing", float("inf"))
 
@@ -206,10 +222,19 @@ def _session(
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How one output differs: `detail` is empty where it is within tolerance; `error` is max|Δ| / max|y|."""
+    """How one output differs.
+
+    Attributes:
+        detail: what is wrong; empty where it is within tolerance.
+        error: max|Δ| / max|y|; infinite where the two cannot be compared.
+        signal: Σ y², of floats only.
+        noise: Σ Δ², likewise.
+    """
 
     detail: str = ""
     error: float = 0.0
+    signal: float = 0.0
+    noise: float = 0.0
 
 
 def compare(what: str, expected: Any, actual: Any, limit: Any) -> Difference:
@@ -234,7 +259,8 @@ def compare(what: str, expected: Any, actual: Any, limit: Any) -> Difference:
     else:
         return Difference(f"{what} is {_describe(actual)}, was {_describe(expected)}", float("inf"))
     found = [compare(name, x, y, limit) for name, x, y in items]
-    return next((d for d in found if d.detail), max(found, key=lambda d: d.error, default=Difference()))
+    telling = next((d for d in found if d.detail), max(found, key=lambda d: d.error, default=Difference()))
+    return dataclasses.replace(telling, signal=sum(d.signal for d in found), noise=sum(d.noise for d in found))
 
 
 def _compare_arrays(what: str, expected: np.ndarray, actual: np.ndarray, limit: Any) -> Difference:
@@ -250,13 +276,14 @@ def _compare_arrays(what: str, expected: np.ndarray, actual: np.ndarray, limit: 
     finite = np.isfinite(x)
     if not np.array_equal(x[~finite], y[~finite], equal_nan=True) or not np.isfinite(y[finite]).all():
         return Difference(f"{what}: NaN or infinity where the original has none, or the reverse", float("inf"))
-    delta = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
-    largest = float(np.abs(x[finite]).max(initial=0.0))
+    change, size = np.abs(x[finite] - y[finite]), np.abs(x[finite])
+    delta, largest = float(change.max(initial=0.0)), float(size.max(initial=0.0))
+    energies = float(np.sum(size**2)), float(np.sum(change**2))
     error = 0.0 if delta == 0 else delta / largest if largest else float("inf")
     allowed = limit(expected.dtype)
     if error <= allowed:
-        return Difference(error=error)
-    return Difference(f"{what}: max|Δ| = {delta:.3g} is {error:.2g} of max|y|, more than {allowed:g}", error)
+        return Difference("", error, *energies)
+    return Difference(f"{what}: max|Δ| = {delta:.3g} is {error:.2g} of max|y|, more than {allowed:g}", error, *energies)
 
 
 def _shapes(feeds: Feeds) -> str:

@@ -47,15 +47,19 @@ class Fidelity:
         sqnr_db: signal to noise ratio over all floating-point outputs, in dB; None where there are none.
         outputs: the same for each of them, by name.
         agreement: share of samples for which both predict the same class; None for what is no classifier.
+        max_change: largest change of an element, in the output where it is largest to that output's largest element.
+        max_error: that change over that largest element; both None where there are no floating-point outputs.
     """
 
     sqnr_db: float | None
     outputs: Mapping[str, float]
     agreement: float | None
+    max_change: float | None = None
+    max_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fidelity as reports hold it."""
-        return {"sqnr_db": self.sqnr_db, "outputs": dict(self.outputs), "agreement": self.agreement}
+        return {**dataclasses.asdict(self), "outputs": dict(self.outputs)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +243,21 @@ class _Judge:
     def _fidelity(self) -> Fidelity:
         columns = {name: table.columns() for name, table in self._outputs.items()}
         signal, noise = (sum(float(found[key].sum()) for found in columns.values()) for key in ("signal", "noise"))
+        errors = [_largest_error(found) for found in columns.values()]
+        max_error, max_change = max(errors, default=(None, None))
         return Fidelity(
             sqnr_db=decibels(signal, noise) if columns else None,
             outputs={name: table.value() for name, table in self._outputs.items()},
             agreement=None if self._agreement is None else self._agreement.value(),
+            max_change=max_change,
+            max_error=max_error,
         )
+
+
+def _largest_error(columns: Columns) -> tuple[float, float]:
+    """max|Δ| / max|y| and max|Δ| of an output over all samples."""
+    change, largest = float(columns["change"].max()), float(columns["largest"].max())
+    return (0.0 if change == 0 else change / largest if largest else float("inf")), change
 
 
 def _observed(outputs: Mapping[str, Any], original: Mapping[str, Any], batch: Batch) -> Observed:

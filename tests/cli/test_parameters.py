@@ -67,28 +67,9 @@ def test_metric(text: str) -> None:
         ("normalize", "mean=a:b", "is no list of numbers"),
         ("normalize", "std=1:0:1", "std holds a zero"),
         ("pattern", "conv(", "is no regular expression"),
+        ("pattern", "(?i)conv", "is no regular expression"),
     ],
 )
 def test_what_cannot_be_read_says_what_was_expected(read: str, text: str, message: str) -> None:
     with pytest.raises(click.BadParameter, match=re.escape(message)):
         getattr(parameters, read)(text)
-
-
-@pytest.mark.parametrize(
-    ("patterns", "name", "matches"),
-    [
-        (("/layer1/conv[0]",), "/layer1/conv[0]", True),
-        (("/layer1/conv[0]",), "/layer1/conv0", True),
-        (("conv",), "conv_2", False),
-        (("conv.*", "head"), "head", True),
-        (("a|b",), "b", True),
-    ],
-)
-def test_exclude_by_name_or_by_expression(patterns: tuple[str, ...], name: str, matches: bool) -> None:
-    expression = parameters.either_name_or_regex(patterns)
-    assert expression is not None
-    assert bool(expression.fullmatch(name)) == matches
-
-
-def test_nothing_excluded() -> None:
-    assert parameters.either_name_or_regex(()) is None

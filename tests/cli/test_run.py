@@ -174,6 +174,47 @@ def test_existing_output_needs_overwrite(model: Path, call: Call) -> None:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [("run", "--json"), ("run", "--report"), ("cost", "--json"), ("compare", "--json")],
+    ids=" ".join,
+)
+def test_existing_reports_need_overwrite_too(command: tuple[str, str], model: Path, tmp_path: Path, call: Call) -> None:
+    name, option = command
+    models = [model, model] if name == "compare" else [model]
+    target = tmp_path / "report"
+    target.write_text("precious")
+    outcome = call(name, *models, option, target)
+    assert outcome.code == 1
+    assert f"{target}: exists already; --overwrite replaces it" in outcome.error
+    assert target.read_text() == "precious"
+    assert not model.with_name("net.opt.onnx").exists()  # it stopped before any work
+    assert call(name, *models, option, target, "--overwrite").code == 0
+    assert target.read_text() != "precious"
+
+
+def test_pipes_are_written_to_and_stay(model: Path, tmp_path: Path, call: Call) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        assert call("cost", model, "--json", pipe).code == 0
+        assert json.loads(os.read(reader, 1 << 16))["macs"] > 0
+        refused = call("run", model, "-o", pipe, "--overwrite")
+    finally:
+        os.close(reader)
+    assert (refused.code, pipe.is_fifo()) == (1, True)
+    assert "is no regular file" in refused.error
+
+
+def test_an_exclusion_without_effect_is_named_as_it_was_typed(model: Path, call: Call) -> None:
+    outcome = call("run", model, "--exclude", "norm", "--exclude", "nor[0-9]", "--exclude", "a.b")
+    lines = outcome.out.splitlines()
+    assert "warning: --exclude nor[0-9]: the name of no node, and no expression for one" in lines
+    assert "warning: --exclude a.b: the name of no node, and no expression for one" in lines
+    assert not any("--exclude norm" in line for line in lines)
+
+
+@pytest.mark.parametrize(
     ("option", "message"),
     [("-o", "there is no folder"), ("--json", "there is no folder"), ("--report", "there is no folder")],
 )

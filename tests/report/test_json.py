@@ -32,7 +32,7 @@ def test_keys_of_the_report_are_the_documented_ones(report: Report) -> None:
 
 def test_comparison_is_strict_json(comparison: Comparison) -> None:
     data = json.loads(comparison.to_json(), parse_constant=lambda name: 1 / 0)  # no NaN, no Infinity
-    assert data["check"] == {"status": "different", "detail": "output 'y': far away", "max_error": None}
+    assert (data["check"]["status"], data["check"]["max_error"]) == ("different", None)
     assert data["after"]["params"] == comparison.after.params
 
 

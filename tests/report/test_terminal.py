@@ -9,6 +9,7 @@ import pytest
 from graphopt.pricing import Cost
 from graphopt.report import terminal
 from graphopt.report.model import Comparison, Gate, Report
+from graphopt.runtime.equivalence import Status, Verdict
 from graphopt.runtime.quality import Fidelity
 
 
@@ -106,12 +107,13 @@ def test_quality_of_the_gate_alone_is_said_once(report: Report) -> None:
     assert report.quality is not None
     gate = Gate(0.91, 0.905, 500, (0.9, 0.91), 0.01)
     report.quality = dataclasses.replace(
-        report.quality, gate=gate, fidelity=Fidelity(31.25, {"a": 30, "b": 33.3}, 0.75)
+        report.quality, gate=gate, fidelity=Fidelity(31.25, {"a": 30, "b": 33.3}, 0.75, 2.5, 0.125)
     )
     lines = [line for line in printed(report).splitlines() if "0.905" in line and "samples" in line]
     assert [line.split()[0] for line in lines] == ["gate:"]
     shown = (
-        "outputs against the original's: SQNR 31.2 dB, per output 'a' 30.0, 'b' 33.3, same class for 75.0 % of samples"
+        "outputs against the original's: max|Δ| = 2.5, 0.12 of max|y|, SQNR 31.2 dB, per output 'a' 30.0, 'b' 33.3, "
+        "same class for 75.0 % of samples"
     )
     assert shown in printed(report).splitlines()
 
@@ -167,3 +169,24 @@ def test_a_lossy_run_without_quality_says_how_to_get_it(report: Report) -> None:
     lossy = dataclasses.replace(report, passes=(dataclasses.replace(report.passes[0], exact=False),), quality=None)
     assert "quality: not measured; --eval-data SAMPLES" in printed(lossy)
     assert "quality: not measured" not in printed(dataclasses.replace(lossy, passes=()))
+
+
+def test_a_difference_is_told_in_figures_and_where_to_look(comparison: Comparison) -> None:
+    far = Verdict(Status.DIFFERENT, "output 'y': max|Δ| = 3 is 0.5 of max|y|, more than 0.0001", 0.5, 12.34, "x[2]")
+    comparison.check = far
+    said = printed(comparison)
+    assert (
+        "same outputs in onnxruntime: NO: output 'y': max|Δ| = 3 is 0.5 of max|y|, more than 0.0001, SQNR 12.3 dB"
+        in said
+    )
+    assert "rounding alone stays within that bound" in said
+    assert "-d SAMPLES" in said
+    comparison.check = Verdict(Status.SAME, "", 1e-7, 144.0, "x[2]")
+    assert "rounding alone" not in printed(comparison)
+
+
+def test_measured_time_takes_the_place_of_predicted_time(comparison: Comparison) -> None:
+    assert " predicted " in printed(comparison)
+    assert "time is predicted by" in printed(comparison)
+    comparison.predicted = False
+    assert "predicted" not in printed(comparison)

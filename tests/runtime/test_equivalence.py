@@ -176,7 +176,13 @@ def test_not_done_says_why(text: str, reason: str) -> None:
     verdict = Equivalence(graph).verdict(graph)
     assert verdict.status == Status.NOT_DONE
     assert re.search(reason, verdict.detail)
-    assert verdict.to_dict() == {"status": "not_done", "detail": verdict.detail, "max_error": 0.0}
+    assert verdict.to_dict() == {
+        "status": "not_done",
+        "detail": verdict.detail,
+        "max_error": 0.0,
+        "sqnr_db": None,
+        "inputs": "",
+    }
 
 
 def test_result_that_fails_or_lost_an_output_is_different() -> None:
@@ -216,3 +222,26 @@ def test_a_difference_names_the_inputs() -> None:
     found = Equivalence(model(one)).verdict(model(one.replace("Neg", "Abs")))
     assert found.status == Status.DIFFERENT
     assert found.detail.endswith("on random inputs x[4], w[2x3]")
+
+
+def test_of_two_outputs_that_differ_the_worse_is_named_and_the_ratio_is_of_both() -> None:
+    text = (
+        "g (float[4] x) => (float[4] y, float[4] z) <float a = {1.1}, float b = {0.9}> { y = Mul(x, a)  z = Mul(x, b) }"
+    )
+    other = text.replace("1.1", "1.2").replace("0.9", "1.8")
+    found = Equivalence(model(text)).verdict(model(other))
+    assert found.status == Status.DIFFERENT
+    assert found.detail.startswith("output 'z': max|Δ|")
+    assert found.max_error == pytest.approx(1.0, rel=1e-5)
+    assert found.sqnr_db == pytest.approx(10 * np.log10((1.1**2 + 0.9**2) / (0.1**2 + 0.9**2)), abs=1e-3)
+    assert found.inputs == "x[4]"
+    same = Equivalence(model(text)).verdict(model(text))
+    assert (same.detail, same.inputs) == ("", "x[4]")
+
+
+def test_logits_that_are_compared_beside_an_output_do_not_count_in_the_ratio() -> None:
+    text = "g (float[2,4] x) => (float[2,4] y) <float a = {1}> { l = Mul(x, a)  y = Softmax(l) }"
+    found = Equivalence(model(text)).verdict(model(text.replace("{1}", "{1.05}")))
+    assert "logits of output 'y'" in found.detail
+    assert found.sqnr_db is not None
+    assert found.sqnr_db > 28  # the logits alone differ by 26 dB

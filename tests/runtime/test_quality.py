@@ -102,7 +102,9 @@ def test_fidelity_does_not_need_labels() -> None:
     assert found.after == found.fidelity.agreement == pytest.approx((x.argmax(1) == y.argmax(1)).mean())
     assert found.fidelity.sqnr_db == pytest.approx(10 * np.log10((y**2).sum() / ((x - y) ** 2).sum()), abs=1e-3)
     assert found.fidelity.outputs == {"y": found.fidelity.sqnr_db}
-    assert found.fidelity.to_dict().keys() == {"sqnr_db", "outputs", "agreement"}
+    assert found.fidelity.max_change == pytest.approx(np.abs(x - y).max(), rel=1e-5)
+    assert found.fidelity.max_error == pytest.approx(np.abs(x - y).max() / np.abs(y).max(), rel=1e-5)
+    assert found.fidelity.to_dict().keys() == {"sqnr_db", "outputs", "agreement", "max_change", "max_error"}
 
 
 @pytest.mark.parametrize("metric", ["sqnr", "mse", "mae", "cosine", "kl", "auc", "f1", "top5"])

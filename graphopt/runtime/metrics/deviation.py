@@ -68,13 +68,15 @@ class Sqnr(Metric):
     unit: ClassVar[str] = "dB"
 
     def gather(self, batch: Observed) -> Columns:
-        """Energy of signal and of noise."""
-        signal, noise = np.zeros(batch.count), np.zeros(batch.count)
+        """Energy of signal and of noise; the largest element, and the largest change of one."""
+        signal, noise, largest, change = np.zeros((4, batch.count))
         for name in self.outputs:
             x, y = _pair(name, batch, _array(batch.original, name))
             signal += _spread((y**2).sum(axis=1), batch)
             noise += _spread(((x - y) ** 2).sum(axis=1), batch)
-        return {"signal": signal, "noise": noise}
+            largest = np.maximum(largest, _peaks(y, batch))
+            change = np.maximum(change, _peaks(x - y, batch))
+        return {"signal": signal, "noise": noise, "largest": largest, "change": change}
 
     def value(self, columns: Columns) -> float:
         """The ratio of the sums, within ± `CEILING_DB`."""
@@ -169,6 +171,12 @@ def _spread(sums: np.ndarray, batch: Observed) -> np.ndarray:
     if len(sums) == batch.size:
         return sums[: batch.count]
     return np.full(batch.count, sums[0] / batch.size)
+
+
+def _peaks(rows: np.ndarray, batch: Observed) -> np.ndarray:
+    """Largest magnitude per sample (count,), of (rows, elements); that of a single row counts for each sample."""
+    found = np.abs(rows).max(axis=1, initial=0.0)
+    return found[: batch.count] if len(found) == batch.size else np.full(batch.count, found[0])
 
 
 def mismatch(name: str, labels: np.ndarray, batch: Observed) -> DataError:
