@@ -16,7 +16,6 @@ from graphopt_passes.factorization.candidates import Search
 from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.schemes import SCHEMES, Fits, layer_shape
 from graphopt_passes.factorization.sites import Site, site_of
-from graphopt_passes.factorization.transposed import transposed_site
 from graphopt_passes.numerics.quadratic import Quadratic
 from graphopt_passes.reconstruction.linear import linear_layers
 from graphopt_passes.reconstruction.transposed import transposed_layers
@@ -104,30 +103,65 @@ def test_float16_stays_float16(rewriter: Rewriter, scheme: str) -> None:
     rewriter.same_outputs(before, after)
 
 
-@pytest.mark.parametrize(
-    "settings", ["strides=[2,1], pads=[1,0,0,1], output_padding=[1,0]", "group=2, dilations=[1,2]"]
-)
-def test_transposed_convolutions_become_a_pointwise_and_a_thinner_one(rewriter: Rewriter, settings: str) -> None:
-    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 2)).astype(np.float32)
-    bias = np.arange(6 if "group" in settings else 3, dtype=np.float32)
+TRANSPOSED = {
+    "strides, pads": ("strides=[2,1], pads=[1,0,0,1], output_padding=[1,0]", (4, 3, 3, 2), (2, 4, 5, 6)),
+    "groups, dilations": ("group=2, dilations=[1,2]", (4, 3, 3, 2), (2, 4, 5, 6)),
+    "same": ('auto_pad="SAME_UPPER", strides=[2,2]', (4, 3, 3, 5), (2, 4, 5, 6)),
+    "output shape": ("output_shape=[9,12], strides=[2,2]", (4, 3, 4, 3), (2, 4, 5, 6)),
+    "phases that do not meet": ("strides=[2,2]", (4, 3, 2, 2), (2, 4, 5, 6)),
+    "one axis": ("strides=[3], pads=[1,0]", (4, 3, 4), (2, 4, 7)),
+    "three axes": ("strides=[1,2,1], pads=[1,0,0,0,0,1]", (3, 2, 2, 3, 2), (1, 3, 3, 4, 3)),
+    "pointwise": ("strides=[2,2], output_padding=[1,0]", (4, 3, 1, 1), (2, 4, 5, 6)),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPOSED)
+def test_full_amounts_of_transposed_convolutions_compute_the_same(rewriter: Rewriter, kind: str) -> None:
+    settings, extents, data = TRANSPOSED[kind]
+    rng, channels = np.random.default_rng(0), extents[1] * (2 if "group" in settings else 1)
+    tensors = {name: rng.normal(size=size).astype(np.float32) for name, size in (("w", extents), ("b", channels))}
     before = rewriter.typed(
-        f"net (float[2,4,5,6] x) => (float[?,?,?,?] y) {{ c = ConvTranspose<{settings}>(x, w, b) y = Relu(c) }}",
-        {"w": weight, "b": bias},
+        f"""net (float[{",".join(map(str, data))}] x) => (float[{",".join("?" * len(data))}] y)
+            {{ c = ConvTranspose<{settings}>(x, w, b) y = Relu(c) }}""",
+        tensors,
     )
-    after = before.clone()
-    (layer,) = transposed_layers(after.graph)
-    site = transposed_site(layer, Extents(after))
+    (layer,) = transposed_layers(before.graph)
+    site = site_of(layer, Extents(before))
     assert isinstance(site, Site)
-    assert site.macs == price(after).macs
-    fits = Fits(site, [Quadratic.of(one) for one in layer.weight()])
-    amount = SCHEMES["channel"].most(site)
-    emit(site, fits.fit("channel", amount), FreshNames(after))
-    verify(after)
-    shapes.infer(after)
-    meaning.check(after)
-    assert [node.op_type for node in after.graph] == ["Conv", "ConvTranspose", "Relu"]
-    assert price(after).macs == sum(shape.macs for shape in SCHEMES["channel"].shapes(site, amount))
-    rewriter.same_outputs(before, after)
+    assert layer_shape(site).macs == site.macs == price(before).macs
+    schemes = [scheme for scheme, rule in SCHEMES.items() if rule.applies(site)]
+    assert schemes
+    for scheme in schemes:
+        after = before.clone()
+        (layer,) = transposed_layers(after.graph)
+        site = site_of(layer, Extents(after))
+        assert isinstance(site, Site)
+        fits = Fits(site, [Quadratic.of(one) for one in layer.weight()])
+        amount = SCHEMES[scheme].most(site)
+        emit(site, fits.fit(scheme, amount), FreshNames(after))
+        verify(after)
+        stated = {value.name: value.shape for node in after.graph for value in node.outputs}
+        shapes.infer(after)
+        meaning.check(after)
+        for node in after.graph:
+            for value in node.outputs:
+                assert stated[value.name] == value.shape
+        assert price(after).macs == sum(shape.macs for shape in SCHEMES[scheme].shapes(site, amount))
+        rewriter.same_outputs(before, after)
+
+
+def test_a_transposed_convolution_becomes_a_pointwise_one_and_a_thinner_one(rewriter: Rewriter) -> None:
+    weight = np.random.default_rng(0).normal(size=(4, 3, 3, 2)).astype(np.float32)
+    model = rewriter.typed(
+        "net (float[2,4,5,6] x) => (float[?,?,?,?] y) { y = ConvTranspose<strides=[2,2]>(x, w) }", {"w": weight}
+    )
+    (layer,) = transposed_layers(model.graph)
+    site = site_of(layer, Extents(model))
+    assert isinstance(site, Site)
+    emit(site, Fits(site, [Quadratic.of(layer.weight()[0])]).fit("input", (2,)), FreshNames(model))
+    assert [node.op_type for node in model.graph] == ["Conv", "ConvTranspose"]
+    extents = [node.inputs[1].shape.numpy() for node in model.graph]  # type: ignore[union-attr]
+    assert extents == [(2, 4, 1, 1), (2, 3, 3, 2)]
 
 
 PRODUCTS = {

@@ -203,24 +203,6 @@ def test_weights_that_are_not_finite_are_left_alone() -> None:
     assert "its weights are not finite" in remarks(run("factorize{energy=0.9}", network(w2=weights)))
 
 
-def test_transposed_convolutions_are_factorized_with_samples() -> None:
-    rng = np.random.default_rng(0)
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-        net (float[N,3,10,10] x) => (float[N,3,20,20] y) { h = Conv(x, w1) y = ConvTranspose<strides=[2,2]>(h, w2) }"""
-    model = parser.parse_model(text)
-    low = rng.normal(size=(16, 4)) @ rng.normal(size=(4, 12)) + 0.01 * rng.normal(size=(16, 12))
-    arrays = {"w1": rng.normal(size=(16, 3, 1, 1)), "w2": low.reshape(16, 3, 2, 2)}
-    for name, array in arrays.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
-    for pipeline in ("factorize{energy=0.99,align=1,prefer=macs}", "factorize{macs=0.9,align=1,prefer=macs}"):
-        result = run(pipeline, model, data=samples())
-        assert "ConvTranspose" in remarks(result)
-        assert "not refitted in its place" in remarks(result)
-        assert result.report.after.macs < 0.9 * result.report.before.macs
-        exact, found = (outputs(one, samples(4)) for one in (model, result.model))
-        assert np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact)
-
-
 def test_fits_may_look_through_the_activation() -> None:
     plain, through = (
         run(f"factorize{{rank=0.25,schemes=channel,align=4,prefer=macs,through_activation={one}}}", data=samples())

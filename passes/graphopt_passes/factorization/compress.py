@@ -35,15 +35,14 @@ from graphopt_passes.factorization.regression import Regression
 from graphopt_passes.factorization.saying import say_layers, say_time
 from graphopt_passes.factorization.schemes import Fits, Fitted
 from graphopt_passes.factorization.sites import Site, site_of
-from graphopt_passes.factorization.transposed import second_moments, transposed_site
 from graphopt_passes.factorization.units import TOGETHER, Proposal
 from graphopt_passes.numerics.blas import one_thread
 from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction import stopwatch
 from graphopt_passes.reconstruction.distillation import distill
 from graphopt_passes.reconstruction.harm import Harm
-from graphopt_passes.reconstruction.linear import Linear, linear_layers
-from graphopt_passes.reconstruction.transposed import TransposedLinear, transposed_layers
+from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.transposed import layers_of
 from graphopt_passes.reconstruction.walk import Walk
 
 EXACT = 1e-10
@@ -87,7 +86,7 @@ def compress(model: ir.Model, context: PassContext, settings: Settings) -> PassR
         DataError: activations are not finite on the samples.
     """
     compression = Compression(model, context, settings)
-    small = max((layer.width for layer in _layers(model)), default=0) <= _NARROW
+    small = max((layer.width for layer in layers_of(model.graph)), default=0) <= _NARROW
     with one_thread() if small else contextlib.nullcontext():
         proposals = compression.propose()
         chosen = compression.choose(proposals, settings.budget)
@@ -156,22 +155,16 @@ class Compression:
         turned, touched = self._shrink_pairs(model, chosen, names)
         if not replaced and not touched:
             return []
-        layers = [one for one in _layers(model) if one.key in proposals]
+        layers = [one for one in layers_of(model.graph) if one.key in proposals]
         sites = {one.key: dataclasses.replace(proposals[one.key].site, layer=one) for one in layers}
-        moments = {} if evidence is None else self._moments(sites, evidence)
-        for key, candidate in replaced.items():
-            if evidence is not None and key not in moments:
-                continue
-            weight = sites[key].layer.weight()
-            grams = moments.get(key, [None] * len(weight))
-            fits = Fits(sites[key], [Quadratic.of(*one) for one in zip(weight, grams, strict=True)], rounds=4)
-            touched += emit(sites[key], fits.fit(candidate.scheme, candidate.amount), names)
         if evidence is None:
+            for key, candidate in replaced.items():
+                fits = Fits(sites[key], [Quadratic.of(one) for one in sites[key].layer.weight()], rounds=4)
+                touched += emit(sites[key], fits.fit(candidate.scheme, candidate.amount), names)
             return touched
-        pairs = {key: (sites[key], one) for key, one in replaced.items() if key not in moments}
-        walked = [layer for layer in layers if not isinstance(layer, TransposedLinear)]
+        pairs = {key: (sites[key], one) for key, one in replaced.items()}
         with Walk(original, model, evidence, rows=self.settings.rows, seed=self.context.seed) as walk:
-            touched += sequential.apply(walk, walked, pairs, names, turned, through=self.settings.through)
+            touched += sequential.apply(walk, layers, pairs, names, turned, through=self.settings.through)
         return touched + distill(original, model, evidence, seed=self.context.seed, fixed=self.context.excluded)
 
     def _shrink_pairs(
@@ -202,10 +195,10 @@ class Compression:
     def _sites(self) -> dict[str, Site]:
         extents = Extents(self.model)
         sites = {}
-        for layer in _layers(self.model):
+        for layer in layers_of(self.model.graph):
             if self.context.excluded(layer.node):
                 continue
-            site = transposed_site(layer, extents) if isinstance(layer, TransposedLinear) else site_of(layer, extents)
+            site = site_of(layer, extents)
             if isinstance(site, str):
                 self.remarks.missed(label(layer.node), f"kept: {site}")
             elif not np.isfinite(layer.weight()).all():
@@ -225,18 +218,13 @@ class Compression:
         proposals = {}
         few = evidence.subset(self.settings.samples)
         still = self.model.clone()
-        moments = self._moments(sites, evidence)
         with (
             Walk(self.model, still, evidence, rows=self.settings.rows, seed=self.context.seed) as walk,
             Harm(self.model, few) as harm,
         ):
-            for layer in _layers(still):
+            for layer in layers_of(still.graph):
                 site = sites.get(layer.key)
                 if site is None:
-                    continue
-                if layer.key in moments:
-                    quadratics = [Quadratic.of(*one) for one in zip(layer.weight(), moments[layer.key], strict=True)]
-                    proposals[layer.key] = self._measured(layer, Fits(site, quadratics), None, harm)
                     continue
                 proposals[layer.key] = self._with_partner(self._on_rows(site, layer, walk, harm), sites, harm)
                 walk.advance(layer.key)
@@ -256,7 +244,7 @@ class Compression:
             self.remarks.missed(label(site.layer.node), why)
         return self._measured(layer, Fits(site, regression.quadratics()), regression, harm)
 
-    def _measured(self, layer: Linear, fits: Fits, regression: Regression | None, harm: Harm) -> Proposal:
+    def _measured(self, layer: Linear, fits: Fits, regression: Regression, harm: Harm) -> Proposal:
         """Candidates with their harm; without a budget only errors count."""
         keep = self.settings.search.keep(fits.site)
         found = self._fit(fits)
@@ -265,7 +253,7 @@ class Compression:
             return Proposal(fits.site, [keep, *candidates])
         probes = probed(candidates, self.settings.probes)
         denses = [found[index][1].dense for index in probes]
-        harms = harm.measure(layer, [(one, None if regression is None else regression.bias(one)) for one in denses])
+        harms = harm.measure(layer, [(one, regression.bias(one)) for one in denses])
         return Proposal(fits.site, [keep, *interpolated(candidates, probes, harms)])
 
     def _with_partner(self, proposal: Proposal, sites: Mapping[str, Site], harm: Harm | None = None) -> Proposal:
@@ -285,11 +273,6 @@ class Compression:
             shared = interpolated(shared, probes, harm.measure(pair.judged, replacements))
         return dataclasses.replace(proposal, partner=pair.other.key, shared=shared)
 
-    def _moments(self, sites: Mapping[str, Site], evidence: Evidence) -> Mapping[str, list[Array]]:
-        """Of the layers that have no rows of patches."""
-        layers = [site.layer for site in sites.values() if isinstance(site.layer, TransposedLinear)]
-        return second_moments(self.model, layers, evidence)
-
     def _fit(self, fits: Fits) -> list[tuple[Candidate, Fitted]]:
         search = self.settings.search
         ranks = {} if search.fixed else fits.ranks()
@@ -303,9 +286,3 @@ def _pairs_of(model: ir.Model, search: Search) -> list[Pair]:
     extents = Extents(model)
     found = [*attention_pairs(model.graph, extents), *feed_forward_pairs(model.graph, extents)]
     return disjoint(pair for pair in found if pair.scheme in search.together)
-
-
-def _layers(model: ir.Model) -> list[Linear]:
-    """All layers that may be replaced, in the order of the graph."""
-    found = {layer.node: layer for layer in [*linear_layers(model.graph), *transposed_layers(model.graph)]}
-    return [found[node] for node in model.graph if node in found]

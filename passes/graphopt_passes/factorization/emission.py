@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from graphopt.ir.surgery import Editor, FreshNames, drop_unread
 from graphopt.ops import attributes
+from graphopt.runtime.transposed_patches import TransposedWindow
 from graphopt_passes.factorization.schemes import Fitted, Part
 from graphopt_passes.factorization.sites import Site
 
@@ -63,8 +64,8 @@ class _Writer:
         editor.commit()
 
     def _part(self, value: ir.Value, part: Part, bias: ir.Value | None, *, last: bool) -> ir.Value:
-        if self.old.op_type == "ConvTranspose":
-            return self._transposed(value, part, bias, last=last)
+        if self.site.transposed and part.axes:
+            return self._transposed(value, part, bias)
         if self.site.kernel:
             groups = part.weight.shape[0]
             weight = part.weight.reshape(groups * part.weight.shape[1], *part.weight.shape[2:])
@@ -84,23 +85,15 @@ class _Writer:
             return self._node("Gemm", inputs, self._row(value, len(matrix)), kept)
         return self._node("MatMul", [value, self._constant(matrix.T)], self._row(value, len(matrix)), {})
 
-    def _transposed(self, value: ir.Value, part: Part, bias: ir.Value | None, *, last: bool) -> ir.Value:
-        """A part of a ConvTranspose: 1 x 1 first, and the last one as the layer is."""
-        like = self.old.inputs[1]
-        assert like is not None
-        assert like.shape is not None
-        groups, outputs, inputs = part.weight.shape
-        kernel = like.shape.numpy()[2:]
-        kept = {"group": groups} if groups > 1 else {}
-        if last:
-            weight = part.weight.transpose(0, 2, 1).reshape(groups * inputs, -1, *kernel)
-            read = [value, self._constant(weight), *([] if bias is None else [bias])]
-            settings = {name: one.value for name, one in self.old.attributes.items()}
-            return self._node("ConvTranspose", read, self._shape(self.old.outputs[0]), settings)
-        weight = part.weight.reshape(groups * outputs, inputs, *[1] * len(kernel))
-        dims = value.shape
-        shape = None if dims is None else ir.Shape([dims[0], groups * outputs, *dims[2:]])
-        return self._node("Conv", [value, self._constant(weight)], shape, {"kernel_shape": [1] * len(kernel), **kept})
+    def _transposed(self, value: ir.Value, part: Part, bias: ir.Value | None) -> ir.Value:
+        """A part of a ConvTranspose that has some of its axes."""
+        groups, outputs, inputs = part.weight.shape[:3]
+        weight = part.weight.swapaxes(1, 2).reshape(groups * inputs, outputs, *part.weight.shape[3:])
+        read = [value, self._constant(weight), *([] if bias is None else [bias])]
+        settings = _transposed_settings(self.old, part)
+        if groups > 1:
+            settings["group"] = groups
+        return self._node("ConvTranspose", read, self._convolved(value, groups * outputs, part), settings)
 
     def _constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
         like = self.old.inputs[1]
@@ -141,25 +134,46 @@ class _Writer:
 
 
 def _settings(node: ir.Node, part: Part, kernel: Sequence[int]) -> dict[str, Any]:
-    """Attributes of a part of a Conv: those of its own axes."""
+    """Attributes of a part of a Conv, or of a 1 x 1 part of a ConvTranspose: those of its own axes."""
     count = len(kernel)
     own = [axis in part.axes for axis in range(count)]
-
-    def along(values: Sequence[int] | None, other: int) -> list[int] | None:
-        found = None if values is None else [v if mine else other for v, mine in zip(values, own, strict=True)]
-        return None if found is None or all(value == other for value in found) else found
-
     settings: dict[str, Any] = {"kernel_shape": [size if mine else 1 for size, mine in zip(kernel, own, strict=True)]}
+    if not any(own):
+        return settings
     mode = attributes.text(node, "auto_pad", "NOTSET")
     if mode != "NOTSET":
         settings["auto_pad"] = mode
     else:
         pads = attributes.integers(node, "pads")
         if pads is not None and any(pads):
-            ends = [*pads[:count]], [*pads[count:]]
-            settings["pads"] = [p if mine else 0 for end in ends for p, mine in zip(end, own, strict=True)]
+            settings["pads"] = _own_pads(pads, own)
     for name in ("strides", "dilations"):
-        found = along(attributes.integers(node, name), 1)
-        if found is not None:
-            settings[name] = found
+        _put_along(settings, name, attributes.integers(node, name) or (1,) * count, 1, own)
     return settings
+
+
+def _transposed_settings(node: ir.Node, part: Part) -> dict[str, Any]:
+    """Attributes of a part of a ConvTranspose that has some of its axes; what is cut off is in `pads`, however it was said."""
+    window = TransposedWindow.of(node)
+    own = [axis in part.axes for axis in range(len(window.kernel))]
+    settings: dict[str, Any] = {
+        "kernel_shape": [size if mine else 1 for size, mine in zip(window.kernel, own, strict=True)]
+    }
+    pads = _own_pads(window.pads, own)
+    if any(pads):
+        settings["pads"] = pads
+    _put_along(settings, "strides", window.strides, 1, own)
+    _put_along(settings, "dilations", window.dilations, 1, own)
+    _put_along(settings, "output_padding", window.extra, 0, own)
+    return settings
+
+
+def _own_pads(pads: Sequence[int], own: Sequence[bool]) -> list[int]:
+    return [pad if mine else 0 for pad, mine in zip(pads, [*own, *own], strict=True)]
+
+
+def _put_along(settings: dict[str, Any], name: str, values: Sequence[int], other: int, own: Sequence[bool]) -> None:
+    """Set an attribute with one number per axis, `other` along axes that are not the part's own."""
+    found = [value if mine else other for value, mine in zip(values, own, strict=True)]
+    if any(value != other for value in found):
+        settings[name] = found

@@ -17,7 +17,7 @@ from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.requests import Gram, GramResult
 from graphopt_passes.factorization.candidates import Candidate, Search
 from graphopt_passes.factorization.pairs import Pair
-from graphopt_passes.factorization.schemes import layer_shape
+from graphopt_passes.factorization.schemes import Shape, layer_shape
 from graphopt_passes.factorization.sites import Site
 from graphopt_passes.factorization.timing import seconds
 from graphopt_passes.numerics.head_ranks import Bases, ScoreBases, ValueBases, by_head
@@ -113,10 +113,7 @@ def candidates(
         return
     keep = [search.keep(sites[layer.key]) for layer in (pair.first, pair.second)]
     for rank in _ranks(pair.size, search.align // math.gcd(search.align, pair.count)):
-        shapes = [
-            dataclasses.replace(layer_shape(sites[layer.key]), **_narrowed(pair, layer, rank))
-            for layer in (pair.first, pair.second)
-        ]
+        shapes = [_narrowed(layer_shape(sites[layer.key]), pair, layer, rank) for layer in (pair.first, pair.second)]
         time = seconds(shapes, search.device, convolution=False)
         if search.faster and time >= sum(one.seconds for one in keep):
             continue
@@ -125,9 +122,10 @@ def candidates(
         yield Candidate(pair.scheme, (rank,), macs, weights, time, bases.error), bases
 
 
-def _narrowed(pair: Pair, layer: Linear, rank: int) -> dict[str, int]:
-    inside = pair.kind != "scores" and layer is pair.second
-    return {"inputs" if inside else "outputs": pair.count * rank}
+def _narrowed(shape: Shape, pair: Pair, layer: Linear, rank: int) -> Shape:
+    if pair.kind != "scores" and layer is pair.second:
+        return dataclasses.replace(shape, inputs=pair.count * rank)
+    return dataclasses.replace(shape, outputs=pair.count * rank)
 
 
 def _ranks(most: int, unit: int) -> list[int]:

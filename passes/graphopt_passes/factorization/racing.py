@@ -27,12 +27,10 @@ from graphopt_passes.factorization.candidates import Candidate
 from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.schemes import Fits
 from graphopt_passes.factorization.sites import Site, site_of
-from graphopt_passes.factorization.transposed import transposed_site
 from graphopt_passes.factorization.units import TOGETHER, Proposal
 from graphopt_passes.numerics.quadratic import Array, Quadratic
-from graphopt_passes.reconstruction.linear import linear_layers
 from graphopt_passes.reconstruction.stopwatch import CONFIDENCE, race
-from graphopt_passes.reconstruction.transposed import TransposedLinear, transposed_layers
+from graphopt_passes.reconstruction.transposed import layers_of
 
 _SECONDS = 0.6
 _ROUNDS = 6
@@ -154,10 +152,7 @@ def _numbered(model: ir.Model, replaced: Mapping[str, Candidate]) -> ir.Model:
 
 def _sites(model: ir.Model, replaced: Mapping[str, Candidate]) -> list[Site]:
     extents = Extents(model)
-    layers = [one for one in (*linear_layers(model.graph), *transposed_layers(model.graph)) if one.key in replaced]
-    found = [
-        transposed_site(one, extents) if isinstance(one, TransposedLinear) else site_of(one, extents) for one in layers
-    ]
+    found = [site_of(one, extents) for one in layers_of(model.graph) if one.key in replaced]
     return [one for one in found if not isinstance(one, str)]
 
 

@@ -10,7 +10,6 @@ from graphopt_passes.factorization import racing
 from graphopt_passes.factorization.candidates import Candidate
 from graphopt_passes.factorization.units import TOGETHER, Proposal, both
 from graphopt_passes.reconstruction import stopwatch
-from graphopt_passes.reconstruction.transposed import TransposedLinear
 
 
 def say_layers(
@@ -54,11 +53,10 @@ def _replaced(one: Candidate, proposals: Mapping[str, Proposal], key: str, time:
     keep = proposal.candidates[0]
     if one.scheme in TOGETHER:
         keep = both(keep, proposals[proposal.partner or ""].candidates[0])
-    alone = ", not refitted in its place" if isinstance(proposal.site.layer, TransposedLinear) else ""
     return (
         f"{one}: {_change(one.macs, keep.macs)} MACs, {_change(one.weights, keep.weights)} weights, "
         f"{_change(one.seconds, keep.seconds)} predicted time, {time}output error {one.error:.2g}"
-        f"{f', harm {one.harm:.2g}' if harm else ''}{alone}"
+        f"{f', harm {one.harm:.2g}' if harm else ''}"
     )
 
 

@@ -161,6 +161,7 @@ class Shape:
         pixels: elements of the kernel.
         before: input positions, for the batch.
         after: output positions, for the batch.
+        transposed: whether it is a ConvTranspose.
     """
 
     outputs: int
@@ -169,6 +170,7 @@ class Shape:
     pixels: int
     before: int
     after: int
+    transposed: bool = False
 
     @property
     def weights(self) -> int:
@@ -178,7 +180,7 @@ class Shape:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for the batch."""
-        return self.weights * self.after
+        return self.weights * (self.before if self.transposed else self.after)
 
 
 Shapes = tuple[Shape, ...]
@@ -188,7 +190,13 @@ def layer_shape(site: Site) -> Shape:
     """The layer as it is."""
     groups = site.groups
     before = site.positions_between(())
-    return Shape(groups * site.outputs, groups * site.channels, groups, site.pixels, before, site.positions)
+    outputs, inputs = groups * site.outputs, groups * site.channels
+    return Shape(outputs, inputs, groups, site.pixels, before, site.positions, site.transposed)
+
+
+def _part(site: Site, outputs: int, inputs: int, groups: int, pixels: int, before: int, after: int) -> Shape:
+    """The shape of a part, which is a ConvTranspose where the layer is one and the part is wider than a pixel."""
+    return Shape(outputs, inputs, groups, pixels, before, after, site.transposed and (pixels > 1 or before != after))
 
 
 def _pair(site: Site, rank: int, axes: Sequence[int]) -> Shapes:
@@ -196,8 +204,8 @@ def _pair(site: Site, rank: int, axes: Sequence[int]) -> Shapes:
     groups, between = site.groups, site.positions_between(tuple(axes))
     inside, outside = _kernel_of(site, axes), _kernel_of(site, _others(site, axes))
     return (
-        Shape(groups * rank, groups * site.channels, groups, inside, site.positions_between(()), between),
-        Shape(groups * site.outputs, groups * rank, groups, outside, between, site.positions),
+        _part(site, groups * rank, groups * site.channels, groups, inside, site.positions_between(()), between),
+        _part(site, groups * site.outputs, groups * rank, groups, outside, between, site.positions),
     )
 
 
@@ -205,9 +213,9 @@ def _tucker(site: Site, amount: Amount) -> Shapes:
     groups, before, after = site.groups, site.positions_between(()), site.positions
     inner, rank = (groups * one for one in amount)
     return (
-        Shape(inner, groups * site.channels, groups, 1, before, before),
-        Shape(rank, inner, groups, site.pixels, before, after),
-        Shape(groups * site.outputs, rank, groups, 1, after, after),
+        _part(site, inner, groups * site.channels, groups, 1, before, before),
+        _part(site, rank, inner, groups, site.pixels, before, after),
+        _part(site, groups * site.outputs, rank, groups, 1, after, after),
     )
 
 
@@ -216,13 +224,13 @@ def _decoupled(site: Site, branches: int, *, pointwise: bool) -> Shapes:
     inputs, outputs = groups * site.channels, groups * site.outputs
     if pointwise:
         branch = (
-            Shape(outputs, inputs, groups, 1, before, before),
-            Shape(outputs, outputs, outputs, site.pixels, before, after),
+            _part(site, outputs, inputs, groups, 1, before, before),
+            _part(site, outputs, outputs, outputs, site.pixels, before, after),
         )
     else:
         branch = (
-            Shape(inputs, inputs, inputs, site.pixels, before, after),
-            Shape(outputs, inputs, groups, 1, after, after),
+            _part(site, inputs, inputs, inputs, site.pixels, before, after),
+            _part(site, outputs, inputs, groups, 1, after, after),
         )
     return branch * branches
 

@@ -20,11 +20,12 @@ class Site:
 
     Attributes:
         layer: the layer, in the network that is going to be compressed.
-        kernel: extents (k1..kn) of a Conv's kernel; () for products of matrices.
+        kernel: extents (k1..kn) of the kernel of a Conv or ConvTranspose; () for products of matrices.
         strides: steps along the same axes.
         before: extents of the layer's input along these axes; () for products.
         after: extents of the output along these axes; for products, the number of rows.
         batch: samples that the extents are for.
+        transposed: whether it is a ConvTranspose, whose weight meets every input position, not every output position.
     """
 
     layer: Linear
@@ -33,6 +34,7 @@ class Site:
     before: tuple[int, ...]
     after: tuple[int, ...]
     batch: int
+    transposed: bool = False
 
     @property
     def groups(self) -> int:
@@ -62,7 +64,7 @@ class Site:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the layer as it is, for the batch."""
-        return self.weights * self.positions
+        return self.weights * (self.positions_between(()) if self.transposed else self.positions)
 
     @property
     def weights(self) -> int:
@@ -86,13 +88,15 @@ def site_of(layer: Linear, extents: Extents) -> Site | str:
     source, target = extents.dims(layer.data), extents.dims(node.outputs[0])
     if source is None or target is None:
         return "the extents of its input or output are not known"
-    if node.op_type == "Conv":
+    if node.op_type in ("Conv", "ConvTranspose"):
         weight = node.inputs[1]
         assert weight is not None
         assert weight.shape is not None
         kernel = weight.shape.numpy()[2:]
         strides = attributes.integers(node, "strides") or (1,) * len(kernel)
         batch = source[0]
-        return Site(layer, tuple(kernel), tuple(strides), tuple(source[2:]), tuple(target[2:]), batch)
+        return Site(
+            layer, tuple(kernel), tuple(strides), tuple(source[2:]), tuple(target[2:]), batch, node.op_type != "Conv"
+        )
     rows = math.prod(target) // max(1, layer.channels)
     return Site(layer, (), (), (), (rows,), 1)

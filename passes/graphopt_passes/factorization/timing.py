@@ -4,7 +4,8 @@
 
 with MACs on channels rounded up to the runtime's block, depthwise parts at their own efficiency, and everything that a
 blocked convolution cannot do slower by `plain_factor` (ANCHORS: ranks obey the same rule as widths). Branches are
-summed by an Add that the convolution before it takes in: one more read of the output.
+summed by an Add that the convolution before it takes in: one more read of the output. A ConvTranspose is a plain product at
+every input position, whose contributions are written before they are added up.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ def seconds(shapes: Sequence[Shape], device: DeviceProfile, *, convolution: bool
     total = 0.0
     for shape in shapes:
         moved = shape.inputs * shape.before + shape.outputs * shape.after + shape.weights
-        work = 2 * shape.macs * (_slowness(shape, device) if convolution else 1.0) / device.flops
+        spread = 2 * shape.outputs * shape.pixels * shape.before if shape.transposed else 0
+        blocked = convolution and not shape.transposed
+        work = 2 * shape.macs * (_slowness(shape, device) if blocked else 1.0) / device.flops
         total += device.overhead + max(work, _BYTES * moved / device.bandwidth)
+        total += _BYTES * spread / device.bandwidth
     added = (branches - 1) * shapes[-1].outputs * shapes[-1].after if shapes else 0
     return total + _BYTES * added / device.bandwidth
 

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from graphopt.ir.surgery import FreshNames
 from graphopt.pipeline.evidence import Evidence
 from graphopt_passes.numerics.quadratic import Array
-from graphopt_passes.reconstruction.linear import Linear, linear_layers
-from graphopt_passes.reconstruction.transposed import transposed_layers
+from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.transposed import layers_of
 
 MOST_CLASSES = 4096
 """Extent of the last axis up to which an output may be a classifier's."""
@@ -30,8 +30,7 @@ class Harm:
     def __init__(self, model: ir.Model, evidence: Evidence) -> None:
         """Copy `model`; nothing runs yet."""
         self._model = model.clone()
-        graph = self._model.graph
-        self._layers = {layer.key: layer for layer in [*linear_layers(graph), *transposed_layers(graph)]}
+        self._layers = {layer.key: layer for layer in layers_of(self._model.graph)}
         self._names = FreshNames(self._model)
         self._watched = watched(self._model)
         self._stack = ExitStack()

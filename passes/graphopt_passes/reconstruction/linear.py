@@ -31,7 +31,7 @@ from graphopt.runtime.rows import ChannelRows, PatchRows, RowSource
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
 
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,16 @@ class Linear:
         old = self.node.inputs[1]
         assert old is not None
         assert old.shape is not None
-        if self.node.op_type == "Conv":
-            array = weight.reshape(old.shape.numpy())
-        else:
-            transposed = self.node.op_type == "Gemm" and attributes.integer(self.node, "transB", 0)
-            array = (weight[0] if transposed else weight[0].T) / _alpha(self.node)
-        _put(self.node, 1, array, old, names)
+        _put(self.node, 1, self.as_stored(weight, old.shape.numpy()), old, names)
         if bias is not None:
             self.store_bias(bias, names)
+
+    def as_stored(self, weight: npt.NDArray[np.floating], extents: tuple[int, ...]) -> npt.NDArray[np.floating]:
+        """A weight (G, C/G, K) as the node holds it, in these `extents`."""
+        if self.node.op_type == "Conv":
+            return weight.reshape(extents)
+        transposed = self.node.op_type == "Gemm" and attributes.integer(self.node, "transB", 0)
+        return np.asarray((weight[0] if transposed else weight[0].T) / _alpha(self.node))
 
     def store_bias(self, bias: npt.NDArray[np.floating], names: FreshNames) -> None:
         """Give the layer another bias, (C,), and leave its weight alone; see `store`."""
@@ -148,18 +150,18 @@ def linear_of(node: ir.Node) -> Linear | None:
     if node.domain != "" or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
     weight = constant_tensor(input_at(node, 1))
-    if weight is None or weight.dtype not in _FLOATS or len(weight.shape) < 2 or 0 in weight.shape.numpy():
+    if weight is None or weight.dtype not in FLOATS or len(weight.shape) < 2 or 0 in weight.shape.numpy():
         return None
     extents = weight.shape.numpy()
     if node.op_type == "Conv":
         groups = attributes.integer(node, "group", 1)
         layer = Linear(node, None, groups, extents[0], int(np.prod(extents[1:])))
-        return layer if extents[0] % groups == 0 and _bias_fits(node, extents[0]) else None
+        return layer if extents[0] % groups == 0 and bias_fits(node, extents[0]) else None
     if len(extents) != 2:
         return None
     if node.op_type == "Gemm":
         width, channels = extents[::-1] if attributes.integer(node, "transB", 0) else extents
-        usable = not attributes.integer(node, "transA", 0) and _alpha(node) != 0 and _bias_fits(node, channels)
+        usable = not attributes.integer(node, "transA", 0) and _alpha(node) != 0 and bias_fits(node, channels)
         return Linear(node, None, 1, channels, width) if usable else None
     return Linear(node, _adder(node, extents[1]), 1, extents[1], extents[0])
 
@@ -183,14 +185,14 @@ def _beta(node: ir.Node) -> float:
     return attributes.number(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
 
 
-def _bias_fits(node: ir.Node, channels: int) -> bool:
+def bias_fits(node: ir.Node, channels: int) -> bool:
     """Whether the bias is left out or one constant number per channel, or one for all."""
     return input_at(node, 2) is None or _per_channel(input_at(node, 2), channels)
 
 
 def _per_channel(value: ir.Value | None, channels: int) -> bool:
     tensor = constant_tensor(value)
-    if tensor is None or tensor.dtype not in _FLOATS or tensor.size not in (1, channels):
+    if tensor is None or tensor.dtype not in FLOATS or tensor.size not in (1, channels):
         return False
     extents = tensor.shape.numpy()
     return all(extent == 1 for extent in extents[:-1]) and len(extents) <= 2

@@ -1,13 +1,12 @@
-"""ConvTranspose as a product: every input position is multiplied with a matrix and its contributions are spread out.
+"""ConvTranspose as a linear layer: a product with patches of its input, as a Conv is one (`runtime.transposed_patches`).
 
-    contributions[g] = weight[g] @ x[g]        weight: (G, O/G k1 .. kn, C/G), x: (G, C/G, input positions)
+    y[g] = weight[g] @ x[g] + bias[g]        weight: (G, M/G, C/G k1 .. kn), one column of x per output position
 
-Contributions that overlap add up behind the product, so that rows of its result cannot be seen, and it is not refitted.
+It is fitted, observed and refitted like any other layer. Few passes take it in: those that ask for `layers_of`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,62 +14,70 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from graphopt.ir.surgery import FreshNames
+from graphopt.errors import UnsupportedModelError
 from graphopt.ir.walk import constant_tensor
-from graphopt.ops import attributes
 from graphopt.ops.base import input_at
-from graphopt_passes.reconstruction.linear import Linear, Matrix
-
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+from graphopt.runtime.rows import RowSource
+from graphopt.runtime.transposed_patches import TransposedRows, TransposedWindow
+from graphopt_passes.reconstruction.linear import FLOATS, Linear, Matrix, bias_fits, linear_of
 
 
 @dataclass(frozen=True)
 class TransposedLinear(Linear):
-    """A ConvTranspose as a linear layer; `channels` counts contributions, `width` is C/G."""
+    """A ConvTranspose."""
 
     @property
-    def takes_bias(self) -> bool:
-        """The bias is added behind the sum of contributions, and stays."""
-        return False
+    def window(self) -> TransposedWindow:
+        """How its kernel spreads."""
+        return TransposedWindow.of(self.node)
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of `output` that holds the channels."""
+        return 1
+
+    def rows(self) -> RowSource:
+        """Turns `data` into the matrices (G, K, rows) that the weight is multiplied with."""
+        return TransposedRows(self.window)
 
     def weight(self) -> Matrix:
-        """(G, O/G k1 .. kn, C/G) float64."""
+        """(G, M/G, K) float64."""
         tensor = constant_tensor(self.node.inputs[1])
         assert tensor is not None
-        stored = np.asarray(tensor.numpy(), dtype=np.float64)
-        return np.ascontiguousarray(stored.reshape(self.groups, self.width, -1).transpose(0, 2, 1))
+        stored = np.asarray(tensor.numpy(), dtype=np.float64)  # (C, M/G, k1 .. kn)
+        by_group = stored.reshape(self.groups, len(stored) // self.groups, stored.shape[1], -1)
+        return np.ascontiguousarray(by_group.transpose(0, 2, 1, 3)).reshape(self.groups, stored.shape[1], self.width)
 
-    def bias(self) -> Matrix | None:
-        """None: see `takes_bias`."""
+    def as_stored(self, weight: npt.NDArray[np.floating], extents: tuple[int, ...]) -> npt.NDArray[np.floating]:
+        """See `Linear`."""
+        by_group = weight.reshape(self.groups, extents[1], extents[0] // self.groups, -1)
+        return by_group.transpose(0, 2, 1, 3).reshape(extents)
+
+
+def transposed_of(node: ir.Node) -> TransposedLinear | None:
+    """`node` as a layer; None where it is none, or its weight or bias is no constant of a floating type."""
+    if node.op_type != "ConvTranspose" or node.domain != "":
         return None
-
-    def store(self, weight: npt.NDArray[np.floating], bias: npt.NDArray[np.floating] | None, names: FreshNames) -> None:
-        """Give the layer another weight (G, O/G k1 .. kn, C/G), as an initializer of its own."""
-        old, graph = self.node.inputs[1], self.node.graph
-        assert old is not None
-        assert old.shape is not None
-        assert old.dtype is not None
-        assert isinstance(graph, ir.Graph)
-        array = weight.transpose(0, 2, 1).reshape(old.shape.numpy()).astype(old.dtype.numpy())
-        name = names.fresh(f"{old.name}_part")
-        tensor = ir.Tensor(np.ascontiguousarray(array), dtype=old.dtype, name=name)
-        value = ir.Value(name=name, type=ir.TensorType(old.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-        graph.register_initializer(value)
-        self.node.replace_input_with(1, value)
+    weight = constant_tensor(input_at(node, 1))
+    if weight is None or weight.dtype not in FLOATS or len(weight.shape) < 3 or 0 in weight.shape.numpy():
+        return None
+    try:
+        window = TransposedWindow.of(node)
+    except UnsupportedModelError:
+        return None
+    inputs, outputs, *kernel = weight.shape.numpy()
+    channels = window.groups * outputs
+    if inputs % window.groups or not bias_fits(node, channels):
+        return None
+    return TransposedLinear(node, None, window.groups, channels, inputs // window.groups * int(np.prod(kernel)))
 
 
 def transposed_layers(graph: Iterable[ir.Node]) -> list[TransposedLinear]:
-    """All ConvTranspose nodes with constant weights of a floating type."""
-    found = []
-    for node in graph:
-        if node.op_type != "ConvTranspose" or node.domain != "":
-            continue
-        weight = constant_tensor(input_at(node, 1))
-        if weight is None or weight.dtype not in _FLOATS or len(weight.shape) < 3 or 0 in weight.shape.numpy():
-            continue
-        inputs, outputs, *kernel = weight.shape.numpy()
-        groups = attributes.integer(node, "group", 1)
-        if inputs % groups == 0:
-            channels = groups * outputs * math.prod(kernel)
-            found.append(TransposedLinear(node, None, groups, channels, inputs // groups))
-    return found
+    """All layers of a graph that are ConvTransposes, in its order."""
+    return [layer for layer in map(transposed_of, graph) if layer is not None]
+
+
+def layers_of(graph: Iterable[ir.Node]) -> list[Linear]:
+    """All linear layers of a graph, ConvTransposes included, in its order."""
+    found = (linear_of(node) or transposed_of(node) for node in graph)
+    return [layer for layer in found if layer is not None]

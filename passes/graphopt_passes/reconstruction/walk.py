@@ -1,7 +1,7 @@
 """The original and the compressed network side by side, from the inputs to the outputs.
 
     with Walk(original, compressed, evidence) as walk:
-        for layer in linear_layers(compressed.graph):
+        for layer in layers_of(compressed.graph):
             seen = walk.observe(layer)
             ...                              # rewrite the layer: other weights, or other nodes behind the same name
             walk.advance(layer.key)
@@ -31,7 +31,8 @@ from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.rows import ChannelRows, Choice, RowSource
 from graphopt.runtime.streaming import Observation
 from graphopt_passes.reconstruction.following import Activation, Following, following
-from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.transposed import layers_of
 
 Rows: TypeAlias = npt.NDArray[np.float32]
 
@@ -81,7 +82,7 @@ class Walk:
         """
         self._rows = rows
         self._seed = seed
-        self._originals = {layer.key: layer for layer in linear_layers(original.graph)}
+        self._originals = {layer.key: layer for layer in layers_of(original.graph)}
         self._stack = ExitStack()
         self._original = self._stack.enter_context(evidence.stepper(original))
         self._compressed = (
