@@ -24,7 +24,6 @@ from graphopt.cli.progress import progress_bars
 @options.latency
 @options.device
 @options.json_report
-@options.overwrite
 @options.running
 @options.general
 def compare(reference: Path, model: Path, **values: Any) -> None:
@@ -56,7 +55,7 @@ def compare(reference: Path, model: Path, **values: Any) -> None:
             progress=progress,
         )
     if settings.json is not None:
-        write_text(settings.json, comparison.to_json(), (reference, model), overwrite=settings.overwrite)
+        write_text(settings.json, comparison.to_json(), (reference, model))
     shown = table_console(settings)
     if shown is not None:
         terminal.print_comparison(comparison, shown)

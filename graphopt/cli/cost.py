@@ -19,7 +19,6 @@ from graphopt.cli.output import check_targets, table_console, write_text
 @options.shapes
 @options.device
 @options.json_report
-@options.overwrite
 @options.general
 def cost(model: Path, **values: Any) -> None:
     """Say what MODEL takes.
@@ -34,8 +33,7 @@ def cost(model: Path, **values: Any) -> None:
 
     found = api.cost(model, batch=settings.batch, shapes=settings.shape or None, device=settings.device)
     if settings.json is not None:
-        text = to_json(cost_dict(found, per_node=settings.per_node))
-        write_text(settings.json, text, (model,), overwrite=settings.overwrite)
+        write_text(settings.json, to_json(cost_dict(found, per_node=settings.per_node)), (model,))
     shown = table_console(settings)
     if shown is not None:
         terminal.print_cost(found, shown, per_node=settings.per_node)

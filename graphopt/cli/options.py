@@ -223,9 +223,7 @@ output = _group(
     ),
 )  # fmt: skip
 
-overwrite = option(
-    _OUTPUT, "--overwrite", is_flag=True, help="Replace files that are there: model and reports, never the input."
-)
+overwrite = option(_OUTPUT, "--overwrite", is_flag=True, help="Replace a model that exists already, never the input.")
 
 json_report = option(_OUTPUT, "--json", type=_FILE, metavar="FILE", help="A report as JSON ('-' is stdout).")
 

@@ -1,7 +1,7 @@
 """Where the results of a command go: files that appear whole or not at all, stdout, stderr.
 
-A file that exists already, model or report, is replaced only with `--overwrite`; what is no file on a disk (a pipe,
-`/dev/null`) is written to as it is.
+A model replaces a file only with `--overwrite`, a report always; neither ever replaces what the command reads. What is no
+file on a disk (a pipe, `/dev/null`) is written to as it is.
 
 With `--json -` or `--report -` stdout holds that report and nothing else; the table moves to stderr. Targets are
 checked before the work starts, so that an hour of it is not lost to a missing folder.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -51,13 +51,12 @@ def check_targets(settings: Settings, *inputs: Path, model: Path | None = None) 
     """Refuse targets that cannot be written, before any work is done.
 
     Args:
-        settings: the reports that were asked for.
-        inputs: files that must survive.
-        model: the new model, for commands that write one.
+        settings: the reports that were asked for, and the files that are read beside the models.
+        inputs: the models that are read.
+        model: the new model, for commands that write one; it must not exist without `--overwrite`.
 
     Raises:
-        EmitError: a target is an input, exists already and `--overwrite` was not given, is a folder, or is in a folder
-            that cannot be written to.
+        EmitError: a target is an input, a folder, or in a folder that cannot be written to.
         UsageError: two reports would go to the same place, or the model to stdout.
     """
     if model == STDOUT:
@@ -67,29 +66,23 @@ def check_targets(settings: Settings, *inputs: Path, model: Path | None = None) 
         raise click.UsageError("--output, --json and --report need different targets")
     for target in targets:
         if target != STDOUT:
-            _check_target(target, inputs, settings.overwrite)
-    if model is not None and _is_device(model):
+            _check_target(target, [*inputs, *_read_besides(settings)])
+    if model is None:
+        return
+    if _is_device(model):
         raise EmitError(f"{model}: is no regular file; a model is written to one")
+    if not settings.overwrite and os.path.lexists(model):
+        raise EmitError(f"{model}: exists already; --overwrite replaces it")
 
 
-def write_text(path: Path, text: str, protected: Iterable[Path], *, overwrite: bool = False) -> None:
-    """Write a report to `path` whole, or to stdout for `-`.
-
-    Args:
-        path: the file.
-        text: what it shall hold.
-        protected: files that must survive.
-        overwrite: whether a file that is there is replaced.
-
-    Raises:
-        EmitError: it is protected, is there already, or cannot be written.
-    """
+def write_text(path: Path, text: str, protected: Iterable[Path]) -> None:
+    """Write a report to `path` whole, or to stdout for `-`. Raises EmitError."""
     if path == STDOUT:
         _write_stdout(sys.stdout, text)
         return
     from graphopt.ir.emit import written_whole
 
-    _check_target(path, protected, overwrite)
+    _check_target(path, protected)
     if _is_device(path):
         path.write_text(text, encoding="utf-8")
         return
@@ -107,15 +100,21 @@ def _is_device(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _check_target(target: Path, protected: Iterable[Path], overwrite: bool) -> None:
+def _read_besides(settings: Settings) -> Iterator[Path]:
+    """The files with samples, plans and devices."""
+    for given in (settings.data, settings.eval_data, settings.plan, settings.device):
+        if given is not None:
+            yield Path(given)
+            yield Path(str(given).rsplit(":", 1)[0])  # file.py:function
+
+
+def _check_target(target: Path, protected: Iterable[Path]) -> None:
     if target.is_dir():
         raise EmitError(f"{target}: is a folder")
     if any(_same_file(target, other) for other in protected):
         raise EmitError(f"{target}: is the input, or part of it; it is never written to")
     if not target.parent.is_dir():
         raise EmitError(f"{target}: there is no folder {target.parent}")
-    if os.path.lexists(target) and not overwrite and not _is_device(target):
-        raise EmitError(f"{target}: exists already; --overwrite replaces it")
     if not _is_device(target) and not os.access(target.parent, os.W_OK):
         raise EmitError(f"{target}: the folder {target.parent} cannot be written to")
 

@@ -93,9 +93,9 @@ def _report(result: Result, settings: Settings, target: Path, model: Path) -> No
     report.output = str(target)
     protected = (model, target, *map(Path, report.input.external_files))
     if settings.json is not None:
-        write_text(settings.json, report.to_json(), protected, overwrite=settings.overwrite)
+        write_text(settings.json, report.to_json(), protected)
     if settings.report is not None:
-        write_text(settings.report, report.to_html(), protected, overwrite=settings.overwrite)
+        write_text(settings.report, report.to_html(), protected)
     shown = table_console(settings)
     if shown is not None:
         from graphopt.report import terminal

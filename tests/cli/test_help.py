@@ -16,8 +16,8 @@ OPTIONS = {
     "plan": """--output --pareto --pipeline --preset --budget --max-drop --data --calibration-samples --eval-data
         --metric --normalize --shape --exclude --device --json --provider --threads --jobs --scheduler --seed --config
         --overwrite --quiet --verbose""",
-    "cost": "--per-node --batch --shape --device --json --overwrite --config --quiet --verbose",
-    "compare": "--data --metric --normalize --latency --shape --device --json --overwrite --provider --threads --seed --config",
+    "cost": "--per-node --batch --shape --device --json --config --quiet --verbose",
+    "compare": "--data --metric --normalize --latency --shape --device --json --provider --threads --seed --config",
     "passes": "--help",
     "profile-device": "--output --overwrite",
 }

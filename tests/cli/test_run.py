@@ -173,23 +173,23 @@ def test_existing_output_needs_overwrite(model: Path, call: Call) -> None:
     assert operators(target) == ["Conv", "Relu"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [("run", "--json"), ("run", "--report"), ("cost", "--json"), ("compare", "--json")],
-    ids=" ".join,
-)
-def test_existing_reports_need_overwrite_too(command: tuple[str, str], model: Path, tmp_path: Path, call: Call) -> None:
-    name, option = command
-    models = [model, model] if name == "compare" else [model]
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_reports_replace_reports(option: str, model: Path, tmp_path: Path, call: Call) -> None:
     target = tmp_path / "report"
-    target.write_text("precious")
-    outcome = call(name, *models, option, target)
+    target.write_text("of the run before")
+    assert call("run", model, option, target).code == 0
+    assert "of the run before" not in target.read_text()
+
+
+@pytest.mark.parametrize("read", ["-d", "--eval-data"])
+@pytest.mark.parametrize("option", ["--json", "--report", "-o"])
+def test_samples_are_never_written_over(read: str, option: str, model: Path, tmp_path: Path, call: Call) -> None:
+    samples = tmp_path / "samples.npz"
+    samples.write_bytes(b"precious")
+    outcome = call("run", model, "--overwrite", read, samples, option, samples)
     assert outcome.code == 1
-    assert f"{target}: exists already; --overwrite replaces it" in outcome.error
-    assert target.read_text() == "precious"
-    assert not model.with_name("net.opt.onnx").exists()  # it stopped before any work
-    assert call(name, *models, option, target, "--overwrite").code == 0
-    assert target.read_text() != "precious"
+    assert f"{samples}: is the input, or part of it; it is never written to" in outcome.error
+    assert samples.read_bytes() == b"precious"
 
 
 def test_pipes_are_written_to_and_stay(model: Path, tmp_path: Path, call: Call) -> None:
