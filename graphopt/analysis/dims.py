@@ -249,11 +249,20 @@ class Bindings:
         number = self.evaluate(dim)
         return dim if number is None else number
 
+    def leaves_nothing(self, dim: Dim) -> bool:
+        """Whether `dim` comes to 0, or to less than that, so that no tensor with it can hold anything."""
+        number = dim if isinstance(dim, int) else None if dim is None else self._number(dim)
+        return number is not None and number <= 0
+
     def _expression(self, dim: str) -> int | None:
+        number = self._number(dim)
+        return number if number is not None and number >= 0 else None
+
+    def _number(self, dim: str) -> int | None:
         if _IDENTIFIER.fullmatch(dim):
-            return None
+            return self.symbols.get(dim)
         try:
             result = ir.SymbolicDim(dim).evaluate(self.symbols)
         except (TypeError, ValueError, ZeroDivisionError):
             return None
-        return result if isinstance(result, int) and result >= 0 else None
+        return result if isinstance(result, int) else None

@@ -1,10 +1,11 @@
 """Concrete extents of every value, for pricing: symbols are bound to numbers.
 
 The leading symbolic dim of the graph inputs is the batch. Other symbols get the numbers that the user gave with
-`--shape`, or 1, and what was assumed is noted. An extent is read from the value's shape each time it is asked for, so
-that a rewrite that sets new shapes needs to tell nobody. Where a shape uses symbols that no graph input declares (an
-exporter's own name for the batch at an output) or that depend on data, the model is inferred once more with its
-inputs bound to numbers.
+`--shape`, or 1; where that would leave a linear layer nothing to compute (a window of audio samples, the smallest image
+that survives all strides), the first of some usual sizes that does not. What was assumed is noted. An extent is read from
+the value's shape each time it is asked for, so that a rewrite that sets new shapes needs to tell nobody. Where a shape
+uses symbols that no graph input declares (an exporter's own name for the batch at an output) or that depend on data, the
+model is inferred once more with its inputs bound to numbers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from graphopt.analysis.inference import Inference
 from graphopt.analysis.shapes import bind
 from graphopt.errors import OptionError
 from graphopt.ir import walk
+from graphopt.ops.base import Contraction, operator
+
+USUAL_SIZES = (32, 64, 224, 512, 4096, 16384)
+"""Images, blocks of speech and text, and stretches of sound: what an open extent is taken to be where 1 is too small."""
 
 
 class Extents:
@@ -31,17 +36,24 @@ class Extents:
         model: a model with inferred shapes (see `graphopt.analysis.shapes`).
         batch: the number of samples; 1 where it is not given and the model leaves it open.
         shapes: extents of graph inputs, by name; inputs that share a symbol share its number.
+        assume: numbers for symbols that nobody gives one, by name, as `chosen` of another version of the model has them.
 
     Attributes:
         batch: the number of samples that the extents are for.
-        assumed: the symbols that nobody gave a number, and the 1 that was taken for them.
+        assumed: the symbols that nobody gave a number, as reports call them, and what was taken for them.
+        chosen: the same by their own names.
 
     Raises:
         OptionError: `batch` or `shapes` contradict what the model fixes, or each other.
     """
 
     def __init__(
-        self, model: ir.Model, *, batch: int | None = None, shapes: Mapping[str, Sequence[int]] | None = None
+        self,
+        model: ir.Model,
+        *,
+        batch: int | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        assume: Mapping[str, int] | None = None,
     ) -> None:
         given = dict(shapes or {})
         self._model = model
@@ -49,11 +61,14 @@ class Extents:
         self._given = {value: tuple(given[value.name]) for value in self._index if value.name in given}
         self._inferred: dict[ir.Value, tuple[ir.Shape | None, tuple[int, ...] | None]] = {}
         self._bindings = Bindings(bind(model, given))
+        self._before = dict(assume or {})
         self.assumed: dict[str, int] = {}
+        self.chosen: dict[str, int] = {}
         self.batch = self._bind_batch(batch)
         for value in self._index:
             for dim in self._declared(value) or ():
                 self._assume(dim)
+        self._enlarge()
 
     def dims(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """The extents of a tensor, or None where they are not known or depend on data."""
@@ -124,12 +139,29 @@ class Extents:
         return batch
 
     def _assume(self, dim: Dim) -> None:
-        """Take 1 for every symbol of `dim` that is not bound."""
+        """Take 1 for every symbol of `dim` that is not bound, or what was assumed before."""
         if not isinstance(dim, str) or self._bindings.evaluate(dim) is not None:
             return
         unbound = [name for name in symbols.symbols_of(dim) if name not in self._bindings.symbols]
-        self._bindings = Bindings({**self._bindings.symbols, **dict.fromkeys(unbound, 1)})
-        self.assumed.update({self._title(name): 1 for name in unbound})
+        self._take({name: self._before.get(name, 1) for name in unbound})
+
+    def _take(self, numbers: Mapping[str, int]) -> None:
+        self._bindings = Bindings({**self._bindings.symbols, **numbers})
+        self.chosen.update(numbers)
+        self.assumed.update({self._title(name): number for name, number in numbers.items()})
+
+    def _enlarge(self) -> None:
+        """Assume more than 1 for the symbols of inputs that would leave a linear layer nothing to compute."""
+        free = self.chosen.keys() - self._before.keys()
+        if not free:
+            return
+        extents = _extents_of_layers(self._model)
+        for size in USUAL_SIZES:
+            empty = [dim for dim in extents if self._bindings.leaves_nothing(dim)]
+            small = {name for dim in empty for name in symbols.symbols_of(dim)} & free
+            if not small:
+                return
+            self._take(dict.fromkeys(small, size))
 
     def _title(self, name: str) -> str:
         """How a symbol is called in reports: an axis that an input leaves open by input and axis."""
@@ -183,3 +215,15 @@ class Extents:
             self._assume(dim)
         numbers = tuple(map(self._bindings.evaluate, extents))
         return None if None in numbers else numbers  # type: ignore[return-value]  # no None left
+
+
+def _extents_of_layers(model: ir.Model) -> set[str]:
+    """The symbolic extents of what linear layers make, in all graphs."""
+    return {
+        dim
+        for node in walk.all_nodes(model)
+        if isinstance(operator(node), Contraction)
+        for value in node.outputs
+        for dim in map(symbols.from_ir, value.shape or ())
+        if isinstance(dim, str)
+    }

@@ -99,7 +99,7 @@ class PassContext:
     def predicted_ms(self, model: ir.Model) -> float:
         """Milliseconds that one inference of `model` takes on `device` by its profile: a prediction, not a measurement.
 
-        Extents that the model leaves open count as 1, as they do in reports.
+        Extents that the model leaves open count as they do in reports (`graphopt.analysis.extents`).
         """
         from graphopt.pricing import price
 

@@ -8,7 +8,7 @@ Function calls are inlined in a copy, so that each call is priced with its own e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -56,7 +56,10 @@ def price(
 
 
 class Pricer:
-    """Prices versions of one model; what it found out about a node is good until the node is touched."""
+    """Prices versions of one model; what it found out about a node is good until the node is touched.
+
+    What the first version had to have assumed for its open extents is assumed for all.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,9 @@ class Pricer:
         shapes: Mapping[str, Sequence[int]] | None = None,
         device: DeviceProfile | None = None,
     ) -> None:
-        self._extents: Callable[[ir.Model], Extents] = lambda model: Extents(model, batch=batch, shapes=shapes)
+        self._batch = batch
+        self._shapes = shapes
+        self._chosen: dict[str, int] = {}
         self._device = device or this_machine()
         self._inference = self._device.inference if self._device.kernels else 0.0
         self._work: dict[ir.Node, Work] = {}
@@ -88,10 +93,11 @@ class Pricer:
             else:
                 self._forget(_with_neighbours(touched))
             running = inlined(model) if model.functions else model
-            extents = self._extents(running)
+            extents = Extents(running, batch=self._batch, shapes=self._shapes, assume=self._chosen)
             execution = Execution(running, extents, self._device.block)
             self._look_at(nodes if running is model else running.graph.all_nodes(), execution)
             runs = runs_of(running.graph, self._work, execution)
+            self._chosen |= extents.chosen
             seconds = self._seconds(runs, execution)
             weights = self._weighing.of(graphs, nodes)
             return Cost(

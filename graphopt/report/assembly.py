@@ -38,13 +38,18 @@ def report_of(
     device: DeviceProfile | None = None,
 ) -> Report:
     """The report of a run over `lifted`, priced for `device`; what was not measured is None."""
-    from graphopt.pricing import price
+    from graphopt.pricing import Pricer
+
+    def priced(*, per_node: bool = False) -> tuple[Cost, Cost]:
+        pricer = Pricer(shapes=lifted.fixed, device=device)
+        before = pricer.price(lifted.relift(), per_node=per_node)
+        return before, pricer.price(record.model, per_node=per_node)
 
     def costs() -> tuple[Cost, Cost]:
         before = record.passes[0].before if record.passes else None
         after = record.passes[-1].after if record.passes else None
-        before = before or price(lifted.relift(), shapes=lifted.fixed, device=device)
-        after = after or price(record.model, shapes=lifted.fixed, device=device)
+        if before is None or after is None:
+            before, after = priced()
         after = dataclasses.replace(after, latency_ms=None if latency is None else latency.after_ms)
         return _with_source(before, lifted, None if latency is None else latency.before_ms), after
 
@@ -54,10 +59,7 @@ def report_of(
         pipeline=record.pipeline,
         costs=costs,
         passes=record.passes,
-        nodes=lambda: tuple(
-            price(model, shapes=lifted.fixed, device=device, per_node=True).per_node
-            for model in (lifted.relift(), record.model)
-        ),
+        nodes=lambda: tuple(cost.per_node for cost in priced(per_node=True)),
         check=check,
         latency=latency,
         data=data,
@@ -91,9 +93,10 @@ def comparison_of(
     device: DeviceProfile | None = None,
 ) -> Comparison:
     """Two models side by side, priced for `device`."""
-    from graphopt.pricing import price
+    from graphopt.pricing import Pricer
 
-    before, after = (price(lifted.model, shapes=lifted.fixed, device=device) for lifted in (reference, model))
+    pricer = Pricer(shapes=reference.fixed, device=device)
+    before, after = (pricer.price(lifted.model) for lifted in (reference, model))
     comparison = Comparison(
         reference=_input(reference),
         model=_input(model),

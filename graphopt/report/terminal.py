@@ -203,6 +203,10 @@ def findings(subject: Report | Comparison, hint: Iterable[str] = ()) -> list[str
         lines += integer_lines(subject.integer)
     if subject.after.unknown_cost_ops:
         lines.append(_unknown(subject.after))
+    if subject.before.assumed:
+        lines.append(
+            f"costs are for {', '.join(f'{name} = {number}' for name, number in subject.before.assumed.items())}"
+        )
     return lines
 
 

@@ -40,7 +40,7 @@ CONVOLUTION = """g (float[n,3,h,w] x, float[8,3,3,3] k, float[n,h] m) => (float[
     ("batch", "given", "expected", "assumed"),
     [
         (None, {"x": [2, 3, 10, 12]}, (2, 8, 8, 10), {}),
-        (5, {"m": [5, 10]}, (5, 8, 8, -1), {"w": 1}),
+        (5, {"m": [5, 10]}, (5, 8, 8, 30), {"w": 32}),  # one pixel is too few for the kernel
         (4, {"x": [4, 3, 10, 12]}, (4, 8, 8, 10), {}),
     ],
 )
@@ -52,12 +52,25 @@ def test_symbols_get_numbers(
     extents = Extents(model, batch=batch, shapes=given)
     assert extents.batch == expected[0]
     assert extents.assumed == assumed
-    if -1 in expected:
-        assert extents.dims(value(model, "c")) is None  # one pixel is too few for the kernel
-    else:
-        assert extents.dims(value(model, "c")) == expected
-        assert extents.dims(value(model, "y")) == expected  # whose own symbol for the batch is nobody's
-        assert extents.size(value(model, "c")) == expected[0] * 8 * expected[2] * expected[3]
+    assert extents.dims(value(model, "c")) == expected
+    assert extents.dims(value(model, "y")) == expected  # whose own symbol for the batch is nobody's
+    assert extents.size(value(model, "c")) == expected[0] * 8 * expected[2] * expected[3]
+
+
+@pytest.mark.parametrize(("kernel", "assumed"), [(1, 1), (33, 64), (400, 512), (20_000, 16_384)])
+def test_an_open_extent_is_what_linear_layers_need(kernel: int, assumed: int) -> None:
+    text = f"g (float[1,1,s] x, float[1,t] z, float[1,1,{kernel}] k) => (float y, float w) {{ y = Conv(x, k) w = Relu(z) }}"
+    extents = Extents(parsed(text))
+    assert extents.assumed == {"s": assumed, "t": 1}  # where nothing is large enough, the largest
+    assert extents.chosen == extents.assumed
+
+
+def test_what_other_layers_leave_empty_and_what_is_given_stays() -> None:
+    shifted = "g (float[1,s] x) => (float y) <int64[1] one = {1}, int64[1] end = {99}> { y = Slice(x, one, end, one) }"
+    assert Extents(parsed(shifted)).assumed == {"s": 1}
+    text = "g (float[1,1,s] x, float[1,1,9] k) => (float y) { y = Conv(x, k) }"
+    assert Extents(parsed(text), shapes={"x": [1, 1, 4]}).assumed == {}
+    assert Extents(parsed(text), assume={"s": 100}).assumed == {"s": 100}
 
 
 def test_one_sample_unless_told_otherwise() -> None:

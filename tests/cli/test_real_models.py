@@ -35,6 +35,7 @@ def run_and_compare(path: Path, folder: Path, call: Call) -> None:
     assert run.code == 0, run.err
     report = json.loads(run.out)
     assert report["after"]["nodes"] <= report["before"]["nodes"]
+    assert 0 < report["after"]["macs"] <= report["before"]["macs"]
     assert report["after"]["bytes"] == out.stat().st_size
     compared = call("compare", path, out, "--json", "-", "-q")
     assert json.loads(compared.out)["check"]["status"] == "same", compared

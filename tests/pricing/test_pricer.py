@@ -63,6 +63,19 @@ def test_what_was_assumed_is_said(model_of: ModelOf) -> None:
         price(model, batch=0)
 
 
+def test_all_versions_are_priced_for_what_the_first_one_needs(model_of: ModelOf) -> None:
+    text = "g (float[N,1,T] x) => (float[N,C,S] y) <float[4,1,40] k = {%s}> { c = Conv<strides = [%d]>(x, k)  y = Relu(c) }"
+    numbers = ",".join(["0"] * 160)
+    pricer = Pricer()
+    first = pricer.price(model_of(text % (numbers, 1)))
+    assert dict(first.assumed) == {"T": 64}
+    assert first.macs == 25 * 4 * 40
+    shorter = text.replace("k = {%s}", "m = {%s}").replace("4,1,40", "4,1,4").replace("(x, k)", "(x, m)")
+    second = pricer.price(model_of(shorter % (",".join(["0"] * 16), 2)))
+    assert dict(second.assumed) == {"T": 64}
+    assert second.macs == 31 * 4 * 4
+
+
 def test_the_report_has_the_promised_keys(model_of: ModelOf) -> None:
     keys = [
         "macs",

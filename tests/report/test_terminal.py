@@ -190,3 +190,10 @@ def test_measured_time_takes_the_place_of_predicted_time(comparison: Comparison)
     assert "time is predicted by" in printed(comparison)
     comparison.predicted = False
     assert "predicted" not in printed(comparison)
+
+
+def test_what_was_assumed_for_open_extents_is_said(report: Report, comparison: Comparison) -> None:
+    assert "costs are for N = 1" in printed(report).splitlines()
+    assert "costs are for N = 1" in printed(comparison).splitlines()
+    comparison.before = dataclasses.replace(comparison.before, assumed={})
+    assert "costs are for" not in printed(comparison)
