@@ -76,13 +76,15 @@ class DeviceProfile:
 
     @cached_property
     def times(self) -> KernelTimes | None:
-        """What predicts from measured kernels; None where there are none."""
+        """What predicts from measured kernels, fitted when it is asked for first (half a second); None where there are none."""
         if not self.kernels:
             return None
         from graphopt.pricing.kernel_times import KernelTimes
         from graphopt.pricing.reconciling import reconciled
+        from graphopt.runtime.blas import one_thread
 
-        return KernelTimes(reconciled(self.kernels, self.chains, self.inference))
+        with one_thread():  # hundreds of small systems
+            return KernelTimes(reconciled(self.kernels, self.chains, self.inference)).fitted()
 
     @property
     def alignment(self) -> int:

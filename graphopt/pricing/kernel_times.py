@@ -15,6 +15,7 @@ the others (their section 5.4.2), and a kernel that took far longer than these s
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -68,13 +69,14 @@ class _Prices:
         noise = _NOISE**2 + (_RESOLUTION / seconds) ** 2
         self._rest = _Interpolation(np.log1p(amounts[:, 1:]), left, noise, quick=quick)
 
-    def seconds(self, amounts: Mapping[str, float]) -> float:
-        """Predicted seconds of a kernel of the family."""
-        row = self._row(amounts)
-        return float(row @ self._prices) * float(np.exp(self._rest.at(np.log1p(row[1:]))))
+    def seconds(self, kernels: Sequence[Mapping[str, float]]) -> Array:
+        """Predicted seconds, (K,), of kernels of the family."""
+        rows = np.array([self._row(amounts) for amounts in kernels])
+        predicted: Array = (rows @ self._prices) * np.exp(self._rest.at(np.log1p(rows[:, 1:])))
+        return predicted
 
     def _row(self, amounts: Mapping[str, float]) -> Array:
-        return np.array([1.0, *(amounts.get(name, 0.0) for name in self._names)])
+        return np.array([1.0, *[amounts.get(name, 0.0) for name in self._names]])
 
 
 def _sum_of_prices(amounts: Array, seconds: Array) -> Array:
@@ -117,10 +119,11 @@ class _Interpolation:
         covariance = _covariance(squares, noise, self._length, self._height)
         self._weights = _solved(covariance, values)
 
-    def at(self, place: Array) -> float:
-        """The value at `place`, (A,)."""
-        squares = _squares(place[None], self._places)[0]
-        return float(self._height**2 * np.exp(-squares / (2 * self._length**2)) @ self._weights)
+    def at(self, places: Array) -> Array:
+        """The values, (K,), at `places`, (K, A)."""
+        squares = _squares(places, self._places)
+        values: Array = self._height**2 * np.exp(-squares / (2 * self._length**2)) @ self._weights
+        return values
 
 
 def _thinned(places: Array, values: Array, noise: Array) -> tuple[Array, Array, Array]:
@@ -160,7 +163,7 @@ def _merged(rows: Iterable[Row]) -> list[Row]:
     found: dict[tuple[tuple[str, float], ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[1].items()), []).append(row)
-    return [(*same[0][:2], float(np.median([seconds for _, _, seconds in same]))) for same in found.values()]
+    return [(*same[0][:2], statistics.median(seconds for _, _, seconds in same)) for same in found.values()]
 
 
 class Footprint(NamedTuple):
@@ -198,6 +201,11 @@ class KernelTimes:
         self._rows, self._quick = tuple(rows), quick
         self._known: dict[tuple[object, ...], float | None] = {}
 
+    def fitted(self) -> KernelTimes:
+        """The same, with all prices fitted now rather than when they are asked for."""
+        _ = self._families, self._others
+        return self
+
     def seconds(self, work: KernelWork, around: Footprint | None = None) -> float | None:
         """Predicted seconds of a kernel in a network, or None where nothing like it was measured.
 
@@ -215,7 +223,21 @@ class KernelTimes:
         prices = self._families.get(family)
         if prices is None and "elements" in amounts:
             prices = self._others
-        return None if prices is None else prices.seconds(amounts)
+        return None if prices is None else float(prices.seconds([amounts])[0])
+
+    def seconds_of_rows(self, rows: Sequence[Row]) -> Array:
+        """Predicted seconds, (K,), of the kernels that `rows` hold, all at once; 0 where nothing like one was measured."""
+        found = np.zeros(len(rows))
+        places: dict[str, list[int]] = {}
+        for place, (family, _, _) in enumerate(rows):
+            places.setdefault(family, []).append(place)
+        for family, own in places.items():
+            prices = self._families.get(family)
+            if prices is not None:
+                found[own] = prices.seconds([rows[place][1] for place in own])
+            else:
+                found[own] = [self._predicted(family, rows[place][1]) or 0.0 for place in own]
+        return found
 
     @cached_property
     def _families(self) -> dict[str, _Prices]:

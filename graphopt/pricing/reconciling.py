@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.pricing.kernel_times import KernelTimes, Row, among, footprint
-from graphopt.pricing.kernel_work import KernelWork
 
 _ROUNDS = 4
 _RESOLUTION, _CUT_OFF = 0.4e-6, 0.25e-6
@@ -47,8 +46,7 @@ def reconciled(rows: Sequence[Row], chains: Sequence[tuple[int, float]], inferen
     for first, last, total in spans:
         found[first:last] *= total / found[first:last].sum()
     for _ in range(_ROUNDS):
-        times = KernelTimes(_with(rows, found), quick=True)
-        predicted = np.array([times.seconds(KernelWork(*row[:2])) or 0.0 for row in rows])
+        predicted = KernelTimes(_with(rows, found), quick=True).seconds_of_rows(rows)
         for first, last, total in spans:
             part = slice(first, last)
             found[part] = _shared(measured[part], predicted[part], total)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import graphopt
 from graphopt.errors import OptionError, TargetNotMetError
-from graphopt_passes.numerics.blas import threads
+from graphopt.runtime.blas import threads
 from graphopt_passes.pruning.execution import Execution
 from graphopt_passes.pruning.widths import Limits
 

@@ -68,3 +68,15 @@ def test_families_that_were_not_measured_are_priced_as_passes_over_memory_if_at_
     assert times.seconds(KernelWork("Celu", {"elements": 1e5, "moved": 2e5})) == pytest.approx(1e-4, rel=0.1)
     assert times.seconds(KernelWork("conv", {"macs": 1e6})) is None
     assert KernelTimes(()).seconds(KernelWork("Relu", {"elements": 1.0})) is None
+
+
+def test_all_rows_at_once_take_what_each_takes_alone() -> None:
+    rows: list[Row] = [
+        *measured(20),
+        *[("Relu", {"elements": 10.0**n, "moved": 10.0**n}, 1e-9 * 10.0**n) for n in range(1, 6)],
+    ]
+    times = KernelTimes(rows).fitted()
+    asked: list[Row] = [rows[3], ("Elu", {"elements": 50.0, "moved": 50.0}, 0.0), rows[22], ("Magic", {}, 0.0), rows[0]]
+    alone = [times.seconds(KernelWork(family, amounts)) or 0.0 for family, amounts, _ in asked]
+    assert times.seconds_of_rows(asked) == pytest.approx(alone, rel=1e-9)
+    assert alone[1] > 0 == alone[3]

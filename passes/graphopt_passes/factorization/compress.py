@@ -22,6 +22,7 @@ from graphopt.ir.walk import label
 from graphopt.pipeline.base import PassContext, PassResult
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
+from graphopt.runtime.blas import one_thread
 from graphopt_passes.factorization import racing, sequential
 from graphopt_passes.factorization.attention import attention_pairs
 from graphopt_passes.factorization.candidates import Candidate, Search, fit_all, interpolated, probed
@@ -36,7 +37,6 @@ from graphopt_passes.factorization.saying import say_layers, say_time
 from graphopt_passes.factorization.schemes import Fits, Fitted
 from graphopt_passes.factorization.sites import Site, site_of
 from graphopt_passes.factorization.units import TOGETHER, Proposal
-from graphopt_passes.numerics.blas import one_thread
 from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction import stopwatch
 from graphopt_passes.reconstruction.distillation import distill

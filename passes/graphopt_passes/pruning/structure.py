@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graphopt.analysis.coupling import Coupling, Group, Unit
-from graphopt_passes.numerics.blas import one_thread
+from graphopt.runtime.blas import one_thread
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 

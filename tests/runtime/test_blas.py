@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from graphopt_passes.numerics.blas import one_thread, threads
+from graphopt.runtime.blas import one_thread, threads
 
 
 def test_threads_come_back() -> None:
