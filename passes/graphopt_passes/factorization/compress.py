@@ -23,7 +23,7 @@ from graphopt.pipeline.base import PassContext, PassResult
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.blas import one_thread
-from graphopt_passes.factorization import racing, sequential
+from graphopt_passes.factorization import sequential, settling
 from graphopt_passes.factorization.attention import attention_pairs
 from graphopt_passes.factorization.candidates import Candidate, Search, fit_all, interpolated, probed
 from graphopt_passes.factorization.decision import Budget, decide
@@ -135,7 +135,7 @@ class Compression:
         if evidence is None or not search.faster or search.fixed:
             chosen = decided(proposals)
         else:
-            settled = racing.settle(self.model, proposals, decided, evidence)
+            settled = settling.settle(self.model, proposals, decided, evidence, bounded=bool(budget))
             chosen = settled.chosen
         measured = self.context.evidence is not None and bool(self.settings.budget)
         say_layers(self.remarks, proposals, chosen, settled, harm=measured)

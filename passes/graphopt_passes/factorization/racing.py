@@ -3,13 +3,17 @@
 A draft has the layers' replacements with plain fits, which are as fast as the final ones. Its kernels are timed layer by layer
 against those of the original, and the whole models race, in processor time: what a layer loses in front of the next one, in
 another memory layout say, shows only there.
+
+The profiler spends about a microsecond of its own on every kernel, and cuts off to whole ones: two short kernels look slower
+than one that takes as long. Where a short layer comes out no faster, the original races a draft with this replacement alone,
+and what that changes in the whole is held against the time of the layer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,6 @@ import onnx_ir as ir
 from graphopt.analysis.dataflow import only_reader
 from graphopt.analysis.extents import Extents
 from graphopt.analysis.fusion import ACTIVATIONS
-from graphopt.errors import TargetNotMetError
 from graphopt.ir.surgery import FreshNames
 from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.kernel_times import KernelTimes
@@ -27,15 +30,21 @@ from graphopt_passes.factorization.candidates import Candidate
 from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.schemes import Fits
 from graphopt_passes.factorization.sites import Site, site_of
-from graphopt_passes.factorization.units import TOGETHER, Proposal
 from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction.stopwatch import CONFIDENCE, race
 from graphopt_passes.reconstruction.transposed import layers_of
 
 _SECONDS = 0.6
-_ROUNDS = 6
-_SMALLER = 0.75
-"""MACs of a replacement over those of one that was not faster, below which it may be."""
+_SHORT = 5e-5
+"""Seconds of a layer that the profiler's own time may decide about: a layer of 50 microseconds looks slower by 2 %."""
+_VISIBLE = 0.01
+"""Share of the whole time that a layer must have for races to tell its replacements apart."""
+_RACES = 5
+"""Races, each with sessions of its own, until one replacement is known to be faster or slower, or as fast."""
+_NARROW = 0.1
+"""Width of the interval, over a layer's own time, from which a replacement counts as being as fast."""
+EQUAL = 1e-6
+"""Differences of ratios that are rounding: times are sums of whole microseconds."""
 _NUMBER = re.compile(r"#(\d+)#")
 
 
@@ -52,72 +61,6 @@ class Comparison:
         return {**self.whole.to_dict(), "layers": layers}
 
 
-@dataclasses.dataclass(frozen=True)
-class Settled:
-    """A choice that is not slower than the original, as far as the budget allows.
-
-    Attributes:
-        chosen: one candidate per layer.
-        comparison: of the choice; None where nothing is replaced.
-        slower: replacements that measured slower and were given up, and their times, by the layer's key.
-    """
-
-    chosen: dict[str, Candidate]
-    comparison: Comparison | None
-    slower: Mapping[str, tuple[Candidate, Latency]]
-
-
-def settle(
-    model: ir.Model,
-    proposals: Mapping[str, Proposal],
-    choose: Callable[[Mapping[str, Proposal]], dict[str, Candidate]],
-    evidence: Evidence,
-) -> Settled:
-    """Choose, measure, and choose again without the replacements that gain nothing.
-
-    Those are the ones whose own kernels take as long as before, and where there are none but the whole model is slower, the
-    half that gains least. Of a layer that was tried, smaller replacements are still offered, where there are any.
-
-    Args:
-        model: the original, not changed.
-        proposals: candidates of every layer, the first of which keeps it.
-        choose: one candidate per layer, or TargetNotMetError; then the last choice stays.
-        evidence: gives inputs, and the clock.
-    """
-    chosen, slower = choose(proposals), dict[str, tuple[Candidate, Latency]]()
-    for round_ in range(_ROUNDS):
-        replaced = {key: one for key, one in chosen.items() if one.scheme not in (*TOGETHER, "keep")}
-        if not replaced:
-            return Settled(chosen, None, slower)
-        found = compare(model, replaced, evidence)
-        losing = _losing(found)
-        if not losing or round_ == _ROUNDS - 1:
-            break
-        offered = {key: _without(one, replaced[key]) if key in losing else one for key, one in proposals.items()}
-        try:
-            again = choose(offered)
-        except TargetNotMetError:
-            break
-        slower |= {key: (replaced[key], found.layers[key]) for key in losing}
-        chosen, proposals = again, offered
-    return Settled(chosen, found, slower)
-
-
-def _losing(found: Comparison) -> set[str]:
-    losing = {key for key, one in found.layers.items() if one.ratio >= 1}
-    if losing or found.whole.ratio < 1:
-        return losing
-    ranked = sorted(found.layers, key=lambda key: found.layers[key].ratio)
-    return set(ranked[len(ranked) // 2 :])
-
-
-def _without(proposal: Proposal, tried: Candidate) -> Proposal:
-    keep, *others = proposal.candidates
-    return dataclasses.replace(
-        proposal, candidates=[keep, *(one for one in others if one.macs < _SMALLER * tried.macs)]
-    )
-
-
 def compare(model: ir.Model, replaced: Mapping[str, Candidate], evidence: Evidence) -> Comparison:
     """Time `model` with some layers replaced, by their keys, against `model` as it is, which is not changed."""
 
@@ -128,10 +71,40 @@ def compare(model: ir.Model, replaced: Mapping[str, Candidate], evidence: Eviden
         layers = {}
         for key, numbers in _stretches(model, replaced).items():
             pairs = zip(_total(before, numbers), _total(after, numbers), strict=True)
-            layers[key] = summarize([(max(old, 1e-6), new) for old, new in pairs], evidence.threads, CONFIDENCE)
+            found = summarize([(max(old, 1e-6), new) for old, new in pairs], evidence.threads, CONFIDENCE)
+            if _is_doubtful(found, whole):
+                found = _alone(model, key, replaced[key], found, evidence)
+            layers[key] = found
         return Comparison(whole, layers)
 
     return evidence.remember(("replacements", frozenset(replaced.items())), model, measured)
+
+
+def _is_doubtful(layer: Latency, whole: Latency) -> bool:
+    """Whether a layer came out no faster by its kernels, but is too short for them to tell, and not too short for races."""
+    short = layer.before_ms < 1e3 * _SHORT
+    return layer.ratio > 1 - EQUAL and short and layer.before_ms > _VISIBLE * whole.before_ms
+
+
+def _alone(model: ir.Model, key: str, candidate: Candidate, kernels: Latency, evidence: Evidence) -> Latency:
+    """Time of one replacement over the layer's own, `kernels.before_ms`, from what it alone changes in the whole model."""
+
+    def measured() -> Latency:
+        plain, draft = _numbered(model, {}), _numbered(model, {key: candidate})
+        rows: list[tuple[float, ...]] = []
+        for _ in range(_RACES):
+            rows += evidence.race([plain, draft], seconds=_SECONDS)
+            found = summarize([(row[0], row[1]) for row in rows], evidence.threads, CONFIDENCE)
+            low, high = found.interval
+            if not low <= 1 <= high or high - low < _NARROW * kernels.before_ms / found.before_ms:
+                break
+        return found
+
+    found = evidence.remember(("replacement", key, candidate), model, measured)
+    share = kernels.before_ms / found.before_ms
+    ratio, low, high = (max(0.0, 1 + (one - 1) / share) for one in (found.ratio, *found.interval))
+    after_ms = kernels.before_ms * ratio
+    return dataclasses.replace(found, before_ms=kernels.before_ms, after_ms=after_ms, ratio=ratio, interval=(low, high))
 
 
 def _numbered(model: ir.Model, replaced: Mapping[str, Candidate]) -> ir.Model:

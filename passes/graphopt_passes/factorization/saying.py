@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from graphopt.ir.walk import label
 from graphopt.pipeline.remarks import Remarks
-from graphopt_passes.factorization import racing
+from graphopt.runtime.latency import Latency
 from graphopt_passes.factorization.candidates import Candidate
+from graphopt_passes.factorization.racing import Comparison
+from graphopt_passes.factorization.settling import Settled
 from graphopt_passes.factorization.units import TOGETHER, Proposal, both
 from graphopt_passes.reconstruction import stopwatch
 
@@ -16,7 +18,7 @@ def say_layers(
     remarks: Remarks,
     proposals: Mapping[str, Proposal],
     chosen: Mapping[str, Candidate],
-    settled: racing.Settled | None,
+    settled: Settled | None,
     *,
     harm: bool,
 ) -> None:
@@ -37,11 +39,16 @@ def say_layers(
         if one.scheme == "keep":
             remarks.missed(place, f"kept: {_why_kept(key, proposals[key], settled)}")
             continue
-        time = f"x{times[key].ratio:.2f} measured, " if key in times else ""
+        time = _measured(times[key]) if key in times else ""
         remarks.applied(place, _replaced(one, proposals, key, time, harm=harm))
 
 
-def _why_kept(key: str, proposal: Proposal, settled: racing.Settled | None) -> str:
+def _measured(time: Latency) -> str:
+    low, high = time.interval
+    return f"x{time.ratio:.2f} measured{f' ({low:.2f} to {high:.2f})' if low < 1 < high else ''}, "
+
+
+def _why_kept(key: str, proposal: Proposal, settled: Settled | None) -> str:
     if settled is not None and key in settled.slower:
         tried, taken = settled.slower[key]
         return f"{tried} measured x{taken.ratio:.2f} of its time"
@@ -60,7 +67,7 @@ def _replaced(one: Candidate, proposals: Mapping[str, Proposal], key: str, time:
     )
 
 
-def say_time(remarks: Remarks, comparison: racing.Comparison, title: str) -> list[str]:
+def say_time(remarks: Remarks, comparison: Comparison, title: str) -> list[str]:
     """One remark on the whole model's time; a warning where something is slower than before.
 
     Args:
