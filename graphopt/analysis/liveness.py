@@ -21,9 +21,10 @@ session; neither counts. The bodies of If, Loop and Scan are planned alone and a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import ceil, prod
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -35,6 +36,14 @@ from graphopt.ops.base import operator
 from graphopt.ops.control import Branch, ControlFlow
 
 
+class Held(NamedTuple):
+    """What a buffer holds: the name of a value, bytes, and whether it is a copy of a value that is held otherwise too."""
+
+    name: str
+    bytes: int
+    copy: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Peak:
     """The largest sum of buffers, and where it stands.
@@ -43,11 +52,14 @@ class Peak:
         bytes: of all activations allocated at once; a lower bound where `unsized` is not 0.
         node: the main node of the kernel that runs at the peak, or None where nothing is allocated.
         unsized: number of values whose extents or type are not known; they count nothing.
+        held: the buffers that are allocated at the peak, in the order in which they were; what is missing to `bytes` is
+            the kernel's workspace, or a body.
     """
 
     bytes: int
     node: ir.Node | None
     unsized: int
+    held: tuple[Held, ...] = ()
 
 
 def peak_activation_memory(graph: ir.Graph, execution: Execution, *, best_order: bool = False) -> Peak:
@@ -91,6 +103,7 @@ class _Buffer:
         shareable: whether later tensors may have it.
         kept: whether the caller keeps it.
         left: reads of its present tensors to come.
+        tensors: what it holds, and from which step on.
     """
 
     layout: Layout | None
@@ -99,6 +112,7 @@ class _Buffer:
     shareable: bool
     kept: bool
     left: int = 0
+    tensors: list[tuple[int, Tensor]] = field(default_factory=list)
 
 
 class _Plan:
@@ -127,6 +141,7 @@ class _Plan:
             else:
                 buffer = self._assign(tensor, kernel.overwrites if position == 0 else (), step)
             buffer.left += self._reads.get(tensor, 0)
+            buffer.tensors.append((step, tensor))
             self._holder[tensor] = buffer
 
     def _assign(self, tensor: Tensor, overwrites: Sequence[Tensor], step: int) -> _Buffer:
@@ -143,6 +158,17 @@ class _Plan:
         buffer = _Buffer(layout, step, step, shareable=shareable is not None, kept=tensor.is_output)
         self.buffers.append(buffer)
         return buffer
+
+    def held(self, step: int) -> tuple[Held, ...]:
+        """What is allocated at `step`; a buffer that waits to be used again holds what it last did."""
+        found: list[Held] = []
+        for buffer in self.buffers:
+            if buffer.born <= step <= buffer.died or (buffer.kept and buffer.born <= step):
+                tensor = [tensor for since, tensor in buffer.tensors if since <= step][-1]
+                name = tensor.value.name or ""
+                copy = any(name == other.name for other in found)
+                found.append(Held(name, layout_bytes(buffer.layout) or 0, copy))
+        return tuple(found)
 
     def _release(self, kernel: Kernel, step: int) -> None:
         """Free the buffers that nothing reads after this step."""
@@ -163,16 +189,19 @@ class _Plan:
 def _highest(order: Sequence[Kernel], execution: Execution, *, keeps_outputs: bool = True) -> Peak:
     """The peak of one order; `keeps_outputs` is whether the graph's outputs take memory of their own."""
     change = [0] * (len(order) + 1)
-    for buffer in _Plan(order, execution).buffers:
+    plan = _Plan(order, execution)
+    for buffer in plan.buffers:
         size = layout_bytes(buffer.layout) or 0
         if not buffer.kept:
             change[buffer.born] += size
             change[buffer.died + 1] -= size
         elif keeps_outputs:
             change[buffer.born] += size
-    peak, node = 0, None
-    for kernel, alive in zip(order, accumulate(change), strict=False):
+    peak, at = 0, -1
+    for step, (kernel, alive) in enumerate(zip(order, accumulate(change), strict=False)):
         here = alive + _while_running(kernel, execution)
         if here > peak:
-            peak, node = here, kernel.main
-    return Peak(peak, node, execution.unsized)
+            peak, at = here, step
+    if at < 0:
+        return Peak(0, None, execution.unsized)
+    return Peak(peak, order[at].main, execution.unsized, plan.held(at))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from graphopt.analysis.liveness import Held
+
 
 @dataclass(frozen=True, slots=True)
 class NodeCost:
@@ -47,6 +49,8 @@ class Cost:
         bytes: of the model file, external data included.
         weight_bytes: of all initializers.
         peak_activation_bytes: of the activations that onnxruntime's CPU provider holds at once.
+        peak_node: the name of the node that runs then.
+        peak_held: what is held then, the largest first: values, bytes, and whether it is a copy in another layout.
         nodes: in the main graph, all bodies and all functions; constants are none.
         predicted_ms: milliseconds on a device. Predicted, not measured.
         unknown_cost_ops: operators of which at least one node has unknown MACs or FLOPs, sorted.
@@ -68,6 +72,8 @@ class Cost:
     latency_ms: float | None = None
     predicted_by: str = ""
     assumed: Mapping[str, int] = field(default_factory=dict)
+    peak_node: str = ""
+    peak_held: tuple[Held, ...] = ()
     per_node: tuple[NodeCost, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -100,18 +100,21 @@ class Pricer:
             self._chosen |= extents.chosen
             seconds = self._seconds(runs, execution)
             weights = self._weighing.of(graphs, nodes)
+            peak = peak_activation_memory(running.graph, execution)
             return Cost(
                 macs=runs.macs,
                 flops=runs.flops,
                 params=weights.params,
                 bytes=self._file.of(model),
                 weight_bytes=weights.bytes,
-                peak_activation_bytes=peak_activation_memory(running.graph, execution).bytes,
+                peak_activation_bytes=peak.bytes,
                 nodes=sum(node.op_type != "Constant" or node.domain != "" for node in nodes),
                 predicted_ms=1e3 * (sum(filter(None, seconds.values())) + self._inference),
                 predicted_by=self._device.title,
                 unknown_cost_ops=tuple(sorted(runs.unknown)),
                 assumed=dict(extents.assumed),
+                peak_node="" if peak.node is None else own_name(peak.node),
+                peak_held=tuple(sorted(peak.held, key=lambda held: held.bytes, reverse=True)),
                 per_node=tuple(_row(run, seconds) for run in runs.nodes) if per_node else (),
             )
 

@@ -314,6 +314,7 @@ def cost_dict(cost: Cost, *, per_node: bool) -> dict[str, Any]:
         "predicted_ms": cost.predicted_ms,
         "predicted_by": cost.predicted_by,
         "assumed": cost.assumed,
+        "peak": {"node": cost.peak_node, "held": [held._asdict() for held in cost.peak_held]},
     }
     if per_node:
         found["per_node"] = [dataclasses.asdict(node) for node in cost.per_node]

@@ -27,6 +27,7 @@ _LISTED_REMARKS = 8
 _LISTED_EXCEPTIONS = 4
 _LISTED_OUTPUTS = 8
 _LISTED_LAYERS = 5
+_LISTED_BUFFERS = 4
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("nodes", "nodes", lambda number: str(number)),
@@ -103,6 +104,7 @@ def print_cost(cost: Cost, out: Console, *, per_node: bool = False) -> None:
         table.add_row(*row)
     out.print(table)
     notes = [f"time is predicted by {cost.predicted_by}"] if cost.predicted_by else []
+    notes += [f"peak activations: {_peak(cost)}"] if cost.peak_held else []
     notes += [f"assumed: {name} = {number}" for name, number in cost.assumed.items()]
     _print_lines([*notes, *([_unknown(cost)] if cost.unknown_cost_ops else [])], out)
 
@@ -201,6 +203,8 @@ def findings(subject: Report | Comparison, hint: Iterable[str] = ()) -> list[str
         )
     if subject.integer is not None:
         lines += integer_lines(subject.integer)
+    if subject.after.peak_activation_bytes > subject.before.peak_activation_bytes:
+        lines.append(f"memory rises: {_peak(subject.after)}; it was {units.size(subject.before.peak_activation_bytes)}")
     if subject.after.unknown_cost_ops:
         lines.append(_unknown(subject.after))
     if subject.before.assumed:
@@ -328,6 +332,21 @@ def difference_hint(comparison: Comparison) -> Iterator[str]:
     if comparison.check.status == "different" and comparison.check.sqnr_db is not None:
         elsewhere = "" if comparison.quality is not None else "; -d SAMPLES tells how much on real ones"
         yield f"  rounding alone stays within that bound, lossy passes do not, on random inputs least of all{elsewhere}"
+
+
+def _peak(cost: Cost) -> str:
+    """What fills the memory at its peak, the largest first."""
+    held = [
+        f"'{_end_of(one.name)}' {units.size(one.bytes)}" + (" (copied to another layout)" if one.copy else "")
+        for one in cost.peak_held
+    ]
+    shown = held[:_LISTED_BUFFERS]
+    if len(held) > len(shown):
+        shown.append(f"{len(held) - len(shown)} more")
+    rest = cost.peak_activation_bytes - sum(one.bytes for one in cost.peak_held)
+    if rest > 0:
+        shown.append(f"{units.size(rest)} inside of the node")
+    return f"at '{_end_of(cost.peak_node)}' there are {' + '.join(shown)}"
 
 
 def _unknown(cost: Cost) -> str:

@@ -238,3 +238,29 @@ def test_random_graphs_against_the_slow_plan(model: ir.Model) -> None:
         assert inner <= made, "a kernel runs before one that it reads"
         made.update(kernel.writes)
     assert peak_activation_memory(model.graph, execution).bytes == slow_peak(steps)
+
+
+def test_the_peak_names_what_is_held() -> None:
+    peak = peak_of("g (float[256] x) => (float[256] y) { p = Exp(x) a = Sin(p) b = Cos(a) c = Add(p, b) y = Log(c) }")
+    assert [(one.name, one.bytes, one.copy) for one in peak.held] == [
+        ("p", 1024, False),
+        ("a", 1024, False),
+        ("b", 1024, False),
+    ]
+    reused = peak_of("g (float[256] x) => (float[256] y) { a = Exp(x) b = Log(a) c = Exp(b) y = Log(c) }")
+    assert sum(one.bytes for one in reused.held) == reused.bytes == 2048
+
+
+def test_a_half_filled_block_is_held_twice() -> None:
+    """The second convolution reads 8 channels plainly, which the first one made in a block of 16."""
+    text = """g (float[1,16,8,8] x, float[8,16,1,1] k, float[16,8,1,1] l) => (float[1,16,1,1] y)
+        { a = Conv(x, k) b = Conv(a, l) c = Add(b, x) y = GlobalAveragePool(c) }"""
+    model = model_of(text)
+    for name, shape in (("k", (8, 16, 1, 1)), ("l", (16, 8, 1, 1))):
+        weight = next(value for value in model.graph.inputs if value.name == name)
+        weight.const_value = ir.tensor(np.zeros(shape, np.float32), name=name)
+        model.graph.inputs.remove(weight)
+        model.graph.initializers.add(weight)
+    peak = peak_activation_memory(model.graph, Execution(model, Extents(model), 16))
+    of_a = [(one.bytes, one.copy) for one in peak.held if one.name == "a"]
+    assert of_a == [(16 * 64 * 4, False), (8 * 64 * 4, True)]

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from graphopt.analysis.liveness import Held
 from graphopt.pipeline.base import Remark
 from graphopt.pipeline.records import PassRecord
 from graphopt.pricing import Cost, NodeCost
@@ -22,7 +23,7 @@ BEFORE = Cost(
     macs=4_000_000_000, flops=8_000_000_100, params=25_600_000, bytes=102_400_000, weight_bytes=102_000_000,
     peak_activation_bytes=7_200_000, nodes=176, predicted_ms=33.1, unknown_cost_ops=("com.example.Magic",),
     latency_ms=33.2, predicted_by="the roofline of 'box'",
-    assumed={"N": 1}, per_node=NODES,
+    assumed={"N": 1}, peak_node="conv", peak_held=(Held("a", 4_200_000), Held("b", 1_000_000)), per_node=NODES,
 )  # fmt: skip
 MIDDLE = dataclasses.replace(BEFORE, nodes=160, latency_ms=None)
 FOLDED = dataclasses.replace(MIDDLE, nodes=123, params=12_800_000, bytes=51_200_000)

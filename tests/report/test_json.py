@@ -42,6 +42,7 @@ def test_cost_with_and_without_nodes(report: Report) -> None:
         "predicted_ms",
         "predicted_by",
         "assumed",
+        "peak",
     }
     rows = json.loads(to_json(cost_dict(report.before, per_node=True)))["per_node"]
     assert [row["macs"] for row in rows] == [0, 4_000_000_000, None]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from graphopt.analysis.liveness import Held
 from graphopt.pricing import Cost
 from graphopt.report import terminal
 from graphopt.report.model import Comparison, Gate, Report
@@ -197,3 +198,14 @@ def test_what_was_assumed_for_open_extents_is_said(report: Report, comparison: C
     assert "costs are for N = 1" in printed(comparison).splitlines()
     comparison.before = dataclasses.replace(comparison.before, assumed={})
     assert "costs are for" not in printed(comparison)
+
+
+def test_memory_that_rises_is_explained(comparison: Comparison) -> None:
+    assert "memory rises" not in printed(comparison)
+    held = tuple(Held(name, 1_000_000, copy=name == "c") for name in "cdefg")
+    comparison.after = dataclasses.replace(comparison.after, peak_activation_bytes=8_000_000, peak_held=held)
+    line = (
+        "memory rises: at 'conv' there are 'c' 1.00 MB (copied to another layout) + 'd' 1.00 MB + 'e' 1.00 MB + "
+        "'f' 1.00 MB + 1 more + 3.00 MB inside of the node; it was 7.20 MB"
+    )
+    assert line in printed(comparison).splitlines()
