@@ -55,7 +55,9 @@ class PassResult:
             and their neighbours only. None means "not tracked": the whole model is looked at again.
         remarks: what was done where, and above all why not.
         warnings: what the user must not overlook.
-        facts: figures for the report, under keys of the pass's own: numbers, texts, lists and dicts.
+        facts: figures for the report, under keys of the pass's own: numbers, texts, lists and dicts. Reports print
+            `notes` (a list of sentences), `unchanged` (why there was nothing to do) and `time` (`ratio` and `interval` of
+            the time after over the time before, as measured).
         sparable: how many places a harmful pass could still leave alone; see `Pass.sparing`.
     """
 

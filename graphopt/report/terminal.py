@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from graphopt.pipeline.records import PassRecord
     from graphopt.pricing import Cost
     from graphopt.report.model import Comparison, Integer, Quality, Report
     from graphopt.runtime.equivalence import Verdict
@@ -28,6 +29,7 @@ _LISTED_EXCEPTIONS = 4
 _LISTED_OUTPUTS = 8
 _LISTED_LAYERS = 5
 _LISTED_BUFFERS = 4
+_SHORT = 3  # passes in a pipeline that somebody typed
 
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("nodes", "nodes", lambda number: str(number)),
@@ -57,7 +59,8 @@ def print_report(report: Report, out: Console, *, verbose: bool = False) -> None
     """The table of a run, its verdicts and its warnings."""
     out.print(_pass_table(report))
     out.print()
-    _print_lines([*findings(report), *quality_hint(report), *speed_lines(report), *sensitivity_lines(report)], out)
+    _print_lines([*findings(report), *quality_hint(report), *pass_lines(report)], out)
+    _print_lines([*unchanged_lines(report), *sensitivity_lines(report)], out)
     if verbose:
         _print_lines(_remarks(report), out)
     if report.output is not None:
@@ -282,11 +285,43 @@ def integer_lines(proof: Integer) -> Iterator[str]:
         yield f"  in float: {len(exceptions) - _LISTED_EXCEPTIONS} more in --json and --report"
 
 
-def speed_lines(report: Report) -> Iterator[str]:
-    """What passes came to in time while they decided what is faster, and which of them found nothing to do."""
+def unchanged_lines(report: Report) -> Iterator[str]:
+    """Which passes found nothing to do: lossy ones, which were asked for, with the reason, exact ones together."""
+    idle = [record for record in report.passes if not record.modified]
+    for record in idle:
+        if not record.exact:
+            yield f"'{record.name}' changed nothing: {record.facts.get('unchanged') or _first_reason(record)}"
+    exact = {record.name for record in report.passes if record.exact}
+    busy = {record.name for record in report.passes if record.modified}
+    unneeded = len(exact - busy)
+    if unneeded:
+        many = "no exact pass" if unneeded == len(exact) else f"{unneeded} of {len(exact)} exact passes"
+        what = "anything" if unneeded == len(exact) else "nothing"
+        yield f"{many} found {what} to rewrite{_where_exact(idle, len(report.passes))}"
+
+
+def _where_exact(idle: Sequence[PassRecord], count: int) -> str:
+    """What kept the passes of a short pipeline from rewriting anything; among many that is no more than noise."""
+    reasons = [f"'{record.name}': {record.remarks[0]}" for record in idle if record.exact and record.remarks]
+    return f" ({'; '.join(reasons)})" if reasons and count <= _SHORT else ""
+
+
+def _first_reason(record: PassRecord) -> str:
+    """Why a pass left things alone, in the words of its first remark."""
+    reasons = [remark for remark in record.remarks if not remark.applied]
+    if not reasons:
+        return "it found nothing to rewrite"
+    more = len(reasons) - 1
+    return f"{reasons[0]}" + (
+        f" ({'one more reason' if more == 1 else f'{more} more reasons'} with -v)" if more else ""
+    )
+
+
+def pass_lines(report: Report) -> Iterator[str]:
+    """What passes have to say of their results, and what these came to in time while they decided what is faster."""
     for record in report.passes:
-        if "unchanged" in record.facts:
-            yield f"'{record.name}' changed nothing: {record.facts['unchanged']}"
+        for note in record.facts.get("notes", ()):
+            yield f"'{record.name}': {note}"
         taken = record.facts.get("time")
         if taken:
             low, high = taken["interval"]

@@ -107,7 +107,7 @@ class PruneChannels(LossyPass):
         with structure.threads():
             gone = {number: units for number, units in execution.decide().items() if len(units)}
         if not gone:
-            return _unchanged("all widths stay as they are", given, remarks, warnings)
+            return _unchanged(execution.rounded or "all widths stay as they are", given, remarks, warnings)
         if context.evidence is None:
             warnings = [*warnings, _NO_SAMPLES]
         evidence = stopwatch.clock(context)
@@ -117,6 +117,9 @@ class PruneChannels(LossyPass):
         _say_widths(coupling, {number: len(units) for number, units in gone.items()}, remarks)
         touched = remove(model, coupling, structure.units(gone))
         facts: dict[str, Any] = {}
+        if execution.rounded is not None:
+            went = f"; as many MACs are {_share_gone(coupling, gone):.2f} of the channels where they harm least"
+            facts["notes"] = [execution.rounded + ("" if self.scope == "uniform" else went)]
         if evidence is not None and original is not None:
             taken = evidence.remember(
                 ("pruned", _widths(gone)), original, lambda: stopwatch.race(original, model, evidence)
@@ -193,6 +196,12 @@ def _take_biases(given: list[Linear]) -> None:
         bias = layer.node.inputs[2]
         layer.node.resize_inputs(2)
         drop_unread([bias])
+
+
+def _share_gone(coupling: Coupling, gone: Mapping[int, NDArray[Any]]) -> float:
+    """The share of the channels that can go which do."""
+    total = sum(len(group.units) * group.lanes for group in coupling.groups)
+    return sum(len(units) * coupling.groups[number].lanes for number, units in gone.items()) / total
 
 
 def _say_widths(coupling: Coupling, gone: dict[int, int], remarks: Remarks) -> None:

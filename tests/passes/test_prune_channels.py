@@ -214,8 +214,19 @@ def test_a_target_out_of_reach_says_the_least_possible() -> None:
 
 
 def test_a_ratio_that_alignment_rounds_is_a_remark() -> None:
-    assert "it is 0.50: widths are multiples of 8" in _remarks(_prune(_network((16, 16)), "ratio=0.4,align=8"))
-    assert "were to go" not in _remarks(_prune(_network((10, 10)), "ratio=0.4,align=1"))
+    rounded = _prune(_network((16, 16)), "ratio=0.4,align=8")
+    assert "ratio=0.4 came to 0.50: widths are multiples of 8" in _remarks(rounded)
+    (note,) = rounded.report.passes[-1].facts["notes"]
+    assert note.startswith("ratio=0.4 came to 0.50")
+    assert "as many MACs are 0.50 of the channels" in note
+    (uniform,) = _prune(_network((16, 16)), "ratio=0.4,align=8,scope=uniform").report.passes[-1].facts["notes"]
+    assert uniform.startswith("ratio=0.4 came to 0.50")
+    assert "as many MACs" not in uniform
+    kept = _prune(_network((16, 16)), "ratio=0.1,align=8")
+    assert "ratio=0.1 came to 0.00" in kept.report.passes[-1].facts["unchanged"]
+    exact = _prune(_network((10, 10)), "ratio=0.4,align=1")
+    assert "came to" not in _remarks(exact)
+    assert "notes" not in exact.report.passes[-1].facts
 
 
 def test_nothing_to_prune_is_a_remark() -> None:
@@ -306,5 +317,7 @@ def test_without_samples_or_anything_to_do_it_says_so() -> None:
     blind = _prune(_network(), "ratio=0.3,align=1")
     assert any("no samples" in warning for warning in blind.warnings)
     idle = _prune(_network((4, 4)), "ratio=0.3,align=8", _samples(16))
-    assert idle.report.passes[-1].facts["unchanged"] == "all widths stay as they are"
+    assert idle.report.passes[-1].facts["unchanged"].startswith("ratio=0.3 came to 0.00: widths are multiples of 8")
+    whole = _prune(_network((4, 4)), "macs=1", _samples(16))
+    assert whole.report.passes[-1].facts["unchanged"] == "all widths stay as they are"
     assert not any("no samples" in warning for warning in idle.warnings)

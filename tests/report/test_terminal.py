@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from graphopt.analysis.liveness import Held
+from graphopt.pipeline.base import Remark
+from graphopt.pipeline.records import PassRecord
 from graphopt.pricing import Cost
 from graphopt.report import terminal
 from graphopt.report.model import Comparison, Gate, Report
@@ -83,18 +85,58 @@ def test_what_quantization_measured(report: Report) -> None:
     assert "Conv '5'" not in text
 
 
-def test_what_structural_passes_measured_and_that_others_did_nothing(report: Report) -> None:
+def test_what_structural_passes_measured(report: Report) -> None:
     last, time = report.passes[-1], {"ratio": 0.7, "interval": [0.6, 0.8]}
     facts: dict[str, dict[str, Any]] = {
         "prune-channels": {"time": time},
         "factorize": {"time": {**time, "layers": {}}},
-        "x": {"unchanged": "why"},
     }
     added = [dataclasses.replace(last, name=name, facts=found) for name, found in facts.items()]
     text = printed(dataclasses.replace(report, passes=(*report.passes, *added)))
     for name in ("prune-channels", "factorize"):
         assert f"time against the model before '{name}', measured there: x0.70 [0.60, 0.80]" in text
-    assert "'x' changed nothing: why" in text
+
+
+def lossy(record: PassRecord, name: str, remarks: tuple[Remark, ...] = (), **facts: Any) -> PassRecord:
+    return dataclasses.replace(record, name=name, exact=False, modified=False, remarks=remarks, facts=facts)
+
+
+def test_each_lossy_pass_that_does_nothing_says_why(report: Report) -> None:
+    last = report.passes[-1]
+    kept, other = Remark("Conv 'c'", "kept: too small"), Remark("Conv 'd'", "kept: too wide")
+    report.passes = (
+        *report.passes,
+        lossy(last, "prune", unchanged="no layer"),
+        lossy(last, "one", (Remark("x", "done", applied=True), kept)),
+        lossy(last, "two", (kept, other)),
+        lossy(last, "none"),
+        dataclasses.replace(lossy(last, "busy", (kept,)), modified=True),
+    )
+    lines = printed(report).splitlines()
+    assert "'prune' changed nothing: no layer" in lines
+    assert "'one' changed nothing: Conv 'c': kept: too small" in lines
+    assert "'two' changed nothing: Conv 'c': kept: too small (one more reason with -v)" in lines
+    assert "'none' changed nothing: it found nothing to rewrite" in lines
+    assert not any("'busy' changed" in line for line in lines)
+    assert "1 of 3 exact passes found nothing to rewrite" in lines
+
+
+def test_exact_passes_that_do_nothing_share_a_line(report: Report) -> None:
+    idle = dataclasses.replace(report.passes[-1], modified=False)
+    report.passes = (idle,)
+    assert (
+        "no exact pass found anything to rewrite ('fold-batch-norm': bn <script>: its input has two uses)"
+        in printed(report)
+    )
+    report.passes = (idle,) * 4
+    assert "no exact pass found anything to rewrite\n" in printed(report)
+    report.passes = (report.passes[0], dataclasses.replace(idle, modified=True))  # repeated until nothing is left
+    assert "exact pass" not in printed(report).replace("exact passes alone", "")
+
+
+def test_what_a_pass_has_to_say_is_printed(report: Report) -> None:
+    note = dataclasses.replace(report.passes[-1], name="prune", facts={"notes": ["ratio=0.3 came to 0.25"]})
+    assert "'prune': ratio=0.3 came to 0.25" in printed(dataclasses.replace(report, passes=(note,))).splitlines()
 
 
 def test_pipeline_comes_first_and_alone() -> None:

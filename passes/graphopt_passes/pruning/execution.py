@@ -69,6 +69,7 @@ class Execution:
         self._context = context
         self._remarks = remarks
         self.refitted = 0
+        self.rounded: str | None = None
 
     @cached_property
     def _calibration(self) -> Calibration | None:
@@ -128,17 +129,19 @@ class Execution:
         return done.gone
 
     def _say_rounding(self, budget: Budget) -> None:
-        """What `align` makes of a ratio."""
+        """What `align` makes of a ratio: `rounded` has it in words, where it is something else."""
         ratio, limits = self._settings.ratio, self._settings.limits
         if ratio is None:
             return
         share = budget.share_gone(budget.uniform(ratio))
         if abs(share - ratio) > _ROUNDED:
-            self._remarks.missed(
-                "ratio",
-                f"{ratio:g} of the channels were to go, and it is {share:.2f}: widths are multiples of {limits.align}, or "
-                f"of its half where that leaves little choice, and at least {limits.fewest}, or stay as they are",
+            fewest = f", at least {limits.fewest}" if limits.fewest > 1 else ""
+            nearer = "; align=1 comes nearer, on widths that may be slow" if limits.align > 1 else ""
+            self.rounded = (
+                f"ratio={ratio:g} came to {share:.2f}: widths are multiples of {limits.align}, or of a half or quarter of it "
+                f"where that leaves little choice{fewest}, or stay as they are{nearer}"
             )
+            self._remarks.missed("ratio", self.rounded)
 
     def _limit(self, budget: Budget) -> float:
         settings = self._settings
