@@ -3,7 +3,9 @@
 A machine's speed drifts (other processes, clock, temperature) by more than many rewrites gain, so the two models take
 turns: each round times both, in alternating order, and what counts is the ratio within a round. The median of these
 ratios comes with a distribution-free confidence interval: between the order statistics that the sign test does not
-reject. Short models are repeated within a sample until the clock's resolution does not matter.
+reject. Rounds of the same sessions share these sessions' luck in memory (`turns`); where there were enough sessions, their
+rounds count as one, so that the interval covers this luck. Short models are repeated within a sample until the clock's
+resolution does not matter.
 """
 
 from __future__ import annotations
@@ -15,12 +17,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import onnx_ir as ir
+
 from graphopt.errors import RuntimeFailureError
-from graphopt.runtime.session import Feeds, ModelSource, Session, SessionOptions
+from graphopt.runtime.session import Feeds, ModelSource, Session, SessionOptions, weight_bytes
+from graphopt.runtime.turns import turns
 
 _WARM_UP = 3
 _FEWEST_ROUNDS = 7
 _SAMPLE_SECONDS = 0.002
+_SHORT_SECONDS = 0.02
+"""Longer runs hardly notice that caches are filled with something else."""
+_KEPT_BYTES = 32 << 20
+"""Models of the IR up to this size are serialized once for all sessions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,23 +104,57 @@ def race(
 ) -> tuple[list[tuple[float, ...]], Feeds]:
     """Seconds of one inference of each of `models`, round by round, and the inputs; otherwise as `measure`.
 
-    `clock` is what is read: `time.thread_time` leaves out what other processes do to a run on one thread.
+    Where sessions were made anew often enough, a row is the median of the rounds of the same sessions. `clock` is what is
+    read: `time.thread_time` leaves out what other processes do to a run on one thread.
     """
-    options = SessionOptions(threads=threads, provider=provider)
-    names = ["the original", *["the result"] * (len(models) - 1)]
-    sessions = [Session(model, options, name=name) for model, name in zip(models, names, strict=True)]
-    feeds = accepted(sessions[0], candidates)
-    runs = [_repeated(session, feeds, clock) for session in sessions]
-    rows: list[tuple[float, ...]] = []
+    field = _Field(models, candidates, SessionOptions(threads=threads, provider=provider), clock)
+    rows: dict[int, list[tuple[float, ...]]] = {}
     start = time.perf_counter()
-    while len(rows) < _FEWEST_ROUNDS or time.perf_counter() - start < seconds:
-        if len(rows) % 2:
-            rows.append(tuple([run() for run in reversed(runs)][::-1]))
-        else:
-            rows.append(tuple(run() for run in runs))
+    for count, (number, runs) in enumerate(turns(field.ready, seconds=seconds, fewest=_FEWEST_ROUNDS)):
+        order = -1 if count % 2 else 1
+        rows.setdefault(number, []).append(tuple([run() for run in runs[::order]][::order]))
         if progress is not None:
             progress(min(1.0, (time.perf_counter() - start) / seconds) if seconds > 0 else 1.0)
-    return rows, feeds
+    if len(rows) < _FEWEST_ROUNDS:
+        return [row for found in rows.values() for row in found], field.feeds
+    return [tuple(map(statistics.median, zip(*found, strict=True))) for found in rows.values()], field.feeds
+
+
+class _Field:
+    """The models of a race, and the inputs that they run on."""
+
+    def __init__(
+        self,
+        models: Sequence[ModelSource],
+        candidates: Iterable[Feeds],
+        options: SessionOptions,
+        clock: Callable[[], float],
+    ) -> None:
+        self._models = [_serialized(model) for model in models]
+        self._candidates = candidates
+        self._options = options
+        self._clock = clock
+        self._sessions: dict[int, Session] = {}
+        self.feeds: Feeds = {}
+
+    def ready(self) -> list[Callable[[], float]]:
+        """A warm sample of each model, in a session that is made before the one that it replaces is given up."""
+        fresh = not self._sessions
+        for index, model in enumerate(self._models):
+            name = "the result" if index else "the original"
+            self._sessions[index] = Session(model, self._options, name=name)
+        if fresh:
+            self.feeds = accepted(self._sessions[0], self._candidates)
+        return [_repeated(session, self.feeds, self._clock) for session in self._sessions.values()]
+
+
+def _serialized(model: ModelSource) -> ModelSource:
+    """`model` as it is quickest loaded again, unless that takes much memory."""
+    if not isinstance(model, ir.Model) or weight_bytes(model) > _KEPT_BYTES:
+        return model
+    from graphopt.ir import emit
+
+    return emit.to_bytes(model)
 
 
 def summarize(samples: Sequence[tuple[float, ...]], threads: int, confidence: float = 0.95) -> Latency:
@@ -151,9 +194,15 @@ def accepted(session: Session, candidates: Iterable[Feeds]) -> Feeds:
 
 
 def _repeated(session: Session, feeds: Feeds, clock: Callable[[], float]) -> Callable[[], float]:
-    """A warm sample of `session`: seconds per inference, over as many as make the sample long enough."""
+    """A warm sample of `session`: seconds per inference, over as many as make the sample long enough.
 
-    def sample(repeats: int) -> float:
+    A short run goes ahead of each: else a model that runs twice in a row, at the end of one round and the beginning of the
+    next, finds the processor's caches as it left them, and others do not.
+    """
+
+    def sample(repeats: int, ahead: int = 0) -> float:
+        for _ in range(ahead):
+            session.run(feeds)
         start = clock()
         for _ in range(repeats):
             session.run(feeds)
@@ -161,4 +210,5 @@ def _repeated(session: Session, feeds: Feeds, clock: Callable[[], float]) -> Cal
 
     once = min(sample(1) for _ in range(_WARM_UP))
     repeats = max(1, math.ceil(_SAMPLE_SECONDS / max(once, 1e-7)))
-    return lambda: sample(repeats)
+    ahead = int(once < _SHORT_SECONDS)
+    return lambda: sample(repeats, ahead)

@@ -33,6 +33,7 @@ from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import Latency
 from graphopt_passes.lossy import LossyPass
 from graphopt_passes.quantization.rescaling import Rescaled
+from graphopt_passes.quantization.share_outs import ALL_FLOAT
 from graphopt_passes.quantization.targets import TARGETS, Spare, Target, wide_type
 
 _Mode: TypeAlias = Literal["auto", "static", "dynamic", "weights", "float16", "bfloat16"]
@@ -205,7 +206,7 @@ class Quantize(LossyPass):
             )
         nodes, remarks = apply(model, allowed)
         touched = dict.fromkeys((*(node for node in smoothed.touched if node.graph is not None), *nodes))
-        for where, why in choice.reverted if choice else ():
+        for where, why in choice.regions if choice else ():
             said.missed(where, why)
         warnings: Sequence[str] = ()
         if choice is not None and before is not None and context.evidence is not None:
@@ -237,10 +238,7 @@ def _slower(against_float: Latency, is_quantized: bool) -> Sequence[str]:
     """A warning where a quantized model takes longer than the float model beyond doubt, or nothing was quantized."""
     low, high = against_float.interval
     if not is_quantized:
-        return (
-            "quantize: the model stays float, which is faster than integers everywhere on this machine; "
-            "prefer=integer quantizes it all the same",
-        )
+        return (ALL_FLOAT,)
     if low <= 1:
         return ()
     return (

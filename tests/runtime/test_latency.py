@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from math import comb
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
 from graphopt.errors import RuntimeFailureError
+from graphopt.runtime import latency
 from graphopt.runtime.latency import measure, median_interval, summarize
 
 
@@ -59,6 +62,29 @@ def test_a_model_of_half_the_work_is_faster() -> None:
 def test_models_that_cannot_run_are_an_error(candidates: list[dict[str, np.ndarray]], message: str) -> None:
     with pytest.raises(RuntimeFailureError, match=message):
         measure(chain(1), chain(1), candidates, seconds=0)
+
+
+def test_the_rounds_of_the_same_sessions_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def turns(make: Callable[[], list[Callable[[], float]]], **_: float) -> Iterator[tuple[int, Any]]:
+        for number in range(8):
+            made.append(len(make()))
+            luck = 1.0 + number
+            for noise in (0.5, 1.0, 4.0):
+                yield number, [lambda luck=luck, noise=noise: luck * noise] * 2
+
+    monkeypatch.setattr(latency, "turns", turns)
+    rows, _ = latency.race([chain(1), chain(1)], [{"x0": np.zeros((96, 96), np.float32)}])
+    assert made == [2] * 8
+    assert rows == [(1.0 + number, 1.0 + number) for number in range(8)]
+
+
+def test_no_model_has_an_advantage_by_its_place() -> None:
+    """Each runs once in every round, in an order that is turned round."""
+    feeds = {"x0": np.zeros((96, 96), np.float32)}
+    rows, _ = latency.race([chain(2), chain(40), chain(2)], [feeds], seconds=0)
+    assert all(row[1] > max(row[0], row[2]) for row in rows)
 
 
 def test_all_figures_of_a_measurement_agree() -> None:

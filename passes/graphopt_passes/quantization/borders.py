@@ -153,31 +153,44 @@ class Problem:
 
     def learn(self, in_float: KernelTimes, on_integers: KernelTimes) -> None:
         """Take the times of the model in float, and of all that may run on integers."""
-        self._in_float = _medians(self._per_node(in_float))
-        self._apart = float(np.median(_apart(in_float)))
+        self._in_float = {number: _typical(rounds) for number, rounds in self._per_node(in_float).items()}
+        self._apart = _typical(_apart(in_float))
         self.learn_mixed(frozenset(), on_integers)
 
     def learn_mixed(self, floats: Collection[int], times: KernelTimes) -> None:
-        """Take the times of a model with `floats` in float: of its nodes, and of what stands between them."""
-        medians = _medians(self._per_node(times))
+        """Take the times of a model with `floats` in float: of its nodes, and of what stands between them.
+
+        A node takes longer beside some neighbours than beside others. Its least time counts, so that what was slow in one
+        share-out is tried in another.
+        """
+        nodes = self._per_node(times)
         for number in self._free:
-            (self._in_float if number in floats else self._on_integers)[number] = medians.get(number, 0.0)
+            known = self._in_float if number in floats else self._on_integers
+            seconds = _typical(nodes[number]) if number in nodes else 0.0
+            known[number] = min(seconds, known.get(number, seconds))
         sizes = {self._made_in(value): self._values[value] for value in self._converted(floats)}
         for name, rounds in times.items():
             found = _CONVERSION.search(name)
             if found is not None and int(found.group(1)) in sizes:
-                self.border.conversions.append((sizes[int(found.group(1))], float(np.median(rounds))))
-        apart = float(np.median(_apart(times))) - self._apart
+                self.border.conversions.append((sizes[int(found.group(1))], _typical(rounds)))
+        apart = _typical(_apart(times)) - self._apart
         self.border.totals.append((list(sizes.values()), max(0.0, apart)))
         self.border.fit()
 
-    def cut(self, price: float = 1) -> frozenset[int]:
-        """The numbers of the nodes that are to run in float, where borders cost `price` times what is known of them."""
+    def movable(self) -> list[ir.Node]:
+        """The nodes that may run either way."""
+        return [self.nodes[number] for number in sorted(self._free)]
+
+    def cut(self, price: float = 1, handicap: float = 1) -> frozenset[int]:
+        """The numbers of the nodes that are to run in float.
+
+        Borders cost `price` times what is known of them, nodes on integers `handicap` times.
+        """
         graph = nx.DiGraph()
         graph.add_nodes_from(("integer", "float"))
         for number in self._free:
             graph.add_edge("integer", number, capacity=self._in_float.get(number, 0.0))
-            graph.add_edge(number, "float", capacity=self._on_integers.get(number, 0.0))
+            graph.add_edge(number, "float", capacity=handicap * self._on_integers.get(number, 0.0))
         for value, size in self._values.items():
             maker, seconds = self._maker(value), price * self.border.seconds(size)
             for reader in set(self._readers(value)):  # edges without a capacity are never cut
@@ -288,8 +301,11 @@ class Problem:
         return end == "float" or end in floats
 
 
-def _medians(times: Mapping[int, Rounds]) -> dict[int, float]:
-    return {number: float(np.median(rounds)) for number, rounds in times.items()}
+def _typical(rounds: Rounds) -> float:
+    """The mean of the middle half of the rounds: as little moved by outliers as a median, and finer than the microseconds
+    that kernels are timed in."""
+    ordered, cut = np.sort(rounds), len(rounds) // 4
+    return float(ordered[cut : len(rounds) - cut].mean())
 
 
 def _apart(times: KernelTimes) -> Rounds:

@@ -25,7 +25,7 @@ from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.fewest import fewest
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import summarize
-from graphopt_passes.quantization import bodies, calibration, equalize, layers, sensitivity, speed
+from graphopt_passes.quantization import bodies, calibration, equalize, layers, sensitivity, share_outs, speed
 from graphopt_passes.quantization.insertion import insert
 from graphopt_passes.quantization.placement import EXCLUDED, QUANTIZED, Placement
 from graphopt_passes.quantization.plans import Plan, Planner, Settings
@@ -116,17 +116,8 @@ class _Static:
         self.facts["speed"] = choice.to_dict()
         for where, why in choice.regions:
             self.remarks.missed(where, why)
-        low, high = choice.against_float.interval
         if not self._keys():
-            self.warnings.append(
-                "quantize: the model stays float, which is faster than integers everywhere on this machine; "
-                "prefer=integer quantizes it all the same"
-            )
-        elif low > 1:
-            self.warnings.append(
-                f"quantize: the quantized model is slower than the float model on this machine, {choice.against_float.ratio:.2f} "
-                f"times its time ({low:.2f} to {high:.2f}), even with what is slow on integers left in float"
-            )
+            self.warnings.append(share_outs.ALL_FLOAT)
 
     def _keys(self) -> Sequence[str]:
         return [layer.key for layer in self.planner.place(self.model).layers]
@@ -255,7 +246,7 @@ class _Static:
             trial = self.model.clone()
             bodies.quantize(trial, self.context, saturates=self.settings.saturates)
             rows = self.evidence.race([self.model, trial])
-            return bodies.why_slow(summarize(rows, self.evidence.threads, speed.CONFIDENCE))
+            return bodies.why_slow(summarize(rows, self.evidence.threads, share_outs.CONFIDENCE))
 
         with self.planner.stopwatch.step("speed"):
             return self.evidence.remember("bodies", self.model, raced)
