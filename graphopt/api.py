@@ -17,10 +17,12 @@ import onnx
 import onnx_ir as ir
 
 import graphopt
+from graphopt.arguments import check_arguments
 from graphopt.errors import NotAvailableError, OptionError
 from graphopt.ir import emit
 from graphopt.ir.walk import all_nodes
 from graphopt.lift import Lifted, ModelLike, lift
+from graphopt.pipeline.presets import PRESETS
 from graphopt.report.model import Comparison, Report
 
 if TYPE_CHECKING:
@@ -162,7 +164,23 @@ def optimize(
         GraphoptError: with one message that says what is wrong and where.
     """
     started = time.perf_counter()
+    check_arguments(
+        pipeline=pipeline,
+        preset=preset,
+        metric=metric,
+        normalize=normalize,
+        calibration_samples=calibration_samples,
+        max_drop=max_drop,
+        shapes=shapes,
+        exclude=exclude,
+        device=device,
+        seed=seed,
+        threads=threads,
+        verify=verify,
+    )
     _refuse(budget=budget, plan=plan)
+    if preset is not None and preset not in PRESETS:
+        raise OptionError(f"--preset: there is no preset '{preset}'; there are {', '.join(PRESETS)}")
     if pipeline is not None and preset is not None:
         raise OptionError("--preset and --pipeline exclude each other; a preset's name may stand in a pipeline")
     if max_drop is not None and pipeline is None and preset is None:
@@ -190,6 +208,8 @@ def optimize(
     timed = latency or max_drop is not None
     lifted = lift(model, shapes=shapes)
     folder = None if statistics_folder is None else Path(statistics_folder)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise OptionError(f"statistics_folder {folder}: is no folder")
     study = Study(request, lifted, seed=seed, threads=threads, provider=provider, folder=folder)
     original = Original(lifted, seed=seed, threads=threads, provider=provider)
     study.prepare(original, passes, timed=timed)
@@ -272,6 +292,7 @@ def cost(model: ModelLike, *, batch: int | None = None, shapes: Shapes | None = 
     """
     from graphopt.pricing import price
 
+    check_arguments(batch=batch, shapes=shapes, device=device)
     profile = _device(device)
     lifted = lift(model, shapes=shapes)
     found = price(lifted.model, batch=batch, shapes=shapes, device=profile, per_node=True)
@@ -317,6 +338,7 @@ def compare(
     from graphopt.runtime import quality
     from graphopt.runtime.original import Original, source_of
 
+    check_arguments(metric=metric, normalize=normalize, shapes=shapes, device=device, seed=seed, threads=threads)
     profile = _device(device)
     first, second = lift(reference, shapes=shapes), lift(model, shapes=shapes)
     samples = open_comparison(data, first.model, metric=metric, normalize=normalize, seed=seed)
@@ -333,6 +355,7 @@ def compare(
             threads=threads,
             provider=provider,
             progress=told,
+            names=(_called(first, "the reference"), _called(second, "the model")),
         )[0]
     return assembly.comparison_of(
         first,
@@ -352,6 +375,7 @@ def load(model: ModelLike, *, shapes: Shapes | None = None) -> ir.Model:
     Raises:
         GraphoptError: it is not valid.
     """
+    check_arguments(shapes=shapes)
     return lift(model, shapes=shapes).model
 
 
@@ -414,6 +438,11 @@ def _unmatched(exclude: str | Sequence[str] | re.Pattern[str] | None, model: ir.
             shown = one.pattern if isinstance(one, re.Pattern) else one
             warnings.append(f"--exclude {shown}: the name of no node, and no expression for one")
     return warnings
+
+
+def _called(lifted: Lifted, otherwise: str) -> str:
+    """What messages call a model: its file, where it has one."""
+    return otherwise if lifted.source.path is None else str(lifted.source.path)
 
 
 def _files(lifted: Lifted) -> tuple[Path, ...]:

@@ -169,6 +169,59 @@ def test_errors_name_the_option(options: dict[str, Any], error: type[Exception],
         graphopt.optimize(RESIDUAL, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pipeline": 3}, "--pipeline: 3 is not text"),
+        ({"preset": "nope"}, "--preset: there is no preset 'nope'; there are lossless, int8, small, fast"),
+        ({"metric": 3}, "--metric: 3 is not a name, or a function"),
+        ({"normalize": 3}, "--normalize: 3 is not text such as"),
+        ({"calibration_samples": 0}, "--calibration-samples: 0 is not a whole number of at least 1"),
+        ({"calibration_samples": "many"}, "--calibration-samples: 'many' is not"),
+        ({"max_drop": -1}, "--max-drop: -1 is not a number of at least 0"),
+        ({"max_drop": float("nan")}, "--max-drop: nan is not"),
+        ({"max_drop": "1 %"}, "--max-drop: '1 %' is not"),
+        ({"shapes": [1, 1, 16, 16]}, r"--shape: \[1, 1, 16, 16\] is not a dict"),
+        ({"shapes": {"input": 3}}, "--shape: {'input': 3} is not a dict of extents"),
+        ({"shapes": {"input": (0, 1, 16, 16)}}, "is not a dict of extents of at least 1"),
+        ({"exclude": 3}, "--exclude: 3 is not a name"),
+        ({"exclude": [3]}, r"--exclude: \[3\] is not a name"),
+        ({"device": {"flops": 1e9}}, "--device: {'flops': 1000000000.0} is not a device profile or its file"),
+        ({"device": np.zeros(100)}, "--device: an object of type ndarray is not"),
+        ({"seed": -1}, "--seed: -1 is not a whole number of at least 0"),
+        ({"seed": 0.5}, "--seed: 0.5 is not"),
+        ({"threads": 0}, "--threads: 0 is not a whole number of at least 1"),
+        ({"verify": "all"}, "--verify: 'all' is not 'touched' or 'full'"),
+        ({"statistics_folder": RESIDUAL}, "residual.onnx: is no folder"),
+    ],
+)
+def test_arguments_are_checked_before_any_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        graphopt.optimize(RESIDUAL, **options)
+
+
+def test_arguments_of_the_other_functions_are_checked_too() -> None:
+    wrong: dict[str, Any] = {"shapes": 3}
+    for call in (graphopt.cost, graphopt.load, lambda model, **given: graphopt.compare(model, model, **given)):
+        with pytest.raises(OptionError, match="--shape: 3 is not"):
+            call(RESIDUAL, **wrong)
+    two: Any = "2"
+    with pytest.raises(OptionError, match="--batch: '2' is not a whole number"):
+        graphopt.cost(RESIDUAL, batch=two)
+    two = np.int64(2)
+    graphopt.cost(RESIDUAL, batch=two)
+
+
+def test_a_comparison_names_the_model_that_does_not_fit_the_samples(tmp_path: Path) -> None:
+    x = onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, [1, 1, 16, 16])
+    y = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1, 1, 16, 16])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["other"], ["logits"])], "g", [x], [y])
+    path = tmp_path / "other.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+    with pytest.raises(DataError, match=r"other\.onnx reads an input 'other' that the samples do not have"):
+        graphopt.compare(RESIDUAL, path, data=MODELS / "digits.calib.npz")
+
+
 def test_excluding_what_is_not_there_is_a_warning() -> None:
     for exclude in ("nowhere.*", re.compile("nowhere.*"), ("nowhere.*", "/0/Conv", "/[0-9]+/Conv")):
         result = graphopt.optimize(RESIDUAL, "eliminate-identity", exclude=exclude)

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graphopt_passes",),
     ("graphopt.planning",),
     ("graphopt.report",),
+    ("graphopt.arguments",),
     ("graphopt.api",),
     ("graphopt.integrations", "graphopt.cli"),
 )

@@ -14,7 +14,7 @@ from graphopt.cli.config import drop_overridden, read_config
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _GENERAL = "General"
-_FILE = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, readable=False)  # whether it is shows where it is read, as bad input
 
 
 class _Option(click.Option):

@@ -106,6 +106,8 @@ class _Opening:
     def _text(self, text: str) -> Source:
         if match := _RANDOM.fullmatch(text):
             return self._random(int(match[1]))
+        if text.startswith("random:") and not os.path.exists(text):
+            raise DataError(f"{self._option}: {text}: write random:N with a number of samples, such as random:64")
         if os.path.exists(text) or not _FUNCTION.fullmatch(text):
             return self._path(Path(text))
         return self._object(load_function(text, self._option), text)

@@ -102,6 +102,7 @@ def measure(
     threads: int = 1,
     provider: str | None = None,
     progress: Callable[[float], None] | None = None,
+    names: tuple[str, str] = ("the original", "the result"),
 ) -> list[Quality]:
     """Judge each of `results` beside the original.
 
@@ -114,14 +115,15 @@ def measure(
         threads: threads of onnxruntime.
         provider: execution provider, None for the CPU.
         progress: told the fraction of the samples that has been run.
+        names: what messages call the original, and each of the results.
 
     Raises:
         DataError: there are no samples, they do not fit the models, or the metric does not fit them.
         RuntimeFailureError: a model cannot be run on them.
     """
     options = SessionOptions(threads=threads, provider=provider)
-    reference = _Model(original, options, "the original")
-    models = [_Model(result, options, "the result") for result in results]
+    reference = _Model(original, options, names[0])
+    models = [_Model(result, options, names[1]) for result in results]
     judges: list[_Judge] = []
     done = 0
     for batch, outputs in _runs(reference, samples):

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, TypeAlias
 import onnx_ir as ir
 
 from graphopt.pipeline.base import PassContext, PassResult, option
-from graphopt_passes.lossy import LossyPass
+from graphopt_passes.lossy import LossyPass, check_amounts
 
 _Scheme: TypeAlias = Literal["auto", "channel", "input", "spatial", "tucker", "svd", "heads", "hidden", "decoupling"]
 
@@ -47,6 +47,7 @@ class Factorize(LossyPass):
     )
 
     def __post_init__(self) -> None:
+        check_amounts(macs=self.macs, params=self.params)
         if self.rank is not None and self.rank <= 0:
             raise ValueError("rank must be above 0: a number of channels, or below 1 a fraction of the highest rank")
         if self.rank is not None and (self.energy is not None or self.macs is not None or self.params is not None):

@@ -15,6 +15,13 @@ BEFORE_LOSSY: tuple[str, ...] = (*dict.fromkeys(PRESETS["lossless"].split(",")),
 """What lossy passes require; the manager repeats the exact ones until none of them finds more."""
 
 
+def check_amounts(**amounts: float | None) -> None:
+    """Refuse what is neither a share of the model nor a number of things. Raises ValueError."""
+    for name, amount in amounts.items():
+        if amount is not None and amount > 1 and amount != int(amount):
+            raise ValueError(f"{name}={amount:g} is neither a share up to 1 nor a whole number")
+
+
 class LossyPass(Pass):
     """A pass whose result computes nearly what the model before it did; subclasses are frozen dataclasses."""
 

@@ -23,7 +23,7 @@ from graphopt.ir.surgery import FreshNames, drop_unread
 from graphopt.pipeline.base import PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import Latency
-from graphopt_passes.lossy import LossyPass
+from graphopt_passes.lossy import LossyPass, check_amounts
 from graphopt_passes.pruning.execution import Execution, Settings
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Limits
@@ -72,6 +72,7 @@ class PruneChannels(LossyPass):
             raise ValueError(f"{' and '.join(given)} all say how much goes: give one of them")
         if self.ratio is not None and not 0 <= self.ratio < 1:
             raise ValueError(f"ratio={self.ratio:g} is not within [0, 1)")
+        check_amounts(macs=self.macs, params=self.params)
         for pattern in self.exclude:
             try:
                 re.compile(pattern)

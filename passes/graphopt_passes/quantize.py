@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from graphopt.analysis.extents import Extents
 from graphopt.errors import DataError
-from graphopt.ir.walk import constant_tensor
+from graphopt.ir.walk import all_nodes, constant_tensor
 from graphopt.ops.base import operator
 from graphopt.pipeline.base import PassContext, PassResult, Remark, option
 from graphopt.pipeline.evidence import Evidence
@@ -125,7 +125,18 @@ class Quantize(LossyPass):
         """
         context = replace(context, keep=frozenset(self.keep))
         mode = _auto(model, TARGETS[self.target]) if self._asked == "auto" else self._asked
-        return self._static(model, context) if mode == "static" else self._convert(mode, model, context)
+        unknown = self._unknown(model)
+        result = self._static(model, context) if mode == "static" else self._convert(mode, model, context)
+        return replace(result, warnings=(*unknown, *result.warnings))
+
+    def _unknown(self, model: ir.Model) -> list[str]:
+        """A warning for each name in `keep` that is no node's and no operator's."""
+        known = {name for node in all_nodes(model) for name in (node.name, node.op_type)}
+        return [
+            f"quantize: keep={name} names no node and no operator of the model"
+            for name in self.keep
+            if name not in known
+        ]
 
     def sparing(self, places: int) -> Quantize | None:
         """With so many more layers in float, or on 16 bits."""

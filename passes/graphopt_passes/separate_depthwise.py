@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from graphopt.pipeline.base import PassContext, PassResult, option
-from graphopt_passes.lossy import LossyPass
+from graphopt_passes.lossy import LossyPass, check_amounts
 
 _ERROR = 0.05
 
@@ -41,6 +41,7 @@ class SeparateDepthwise(LossyPass):
     )
 
     def __post_init__(self) -> None:
+        check_amounts(macs=self.macs)
         if self.error is not None and self.energy is not None:
             raise ValueError("error and energy say the same: give one of them")
 

@@ -243,7 +243,14 @@ def test_nothing_is_replaced_by_what_is_predicted_to_be_slower() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["factorize{rank=4,macs=0.5}", "separate-depthwise{error=0.1,energy=0.9}", "factorize{macs=-1}"]
+    "text",
+    [
+        "factorize{rank=4,macs=0.5}",
+        "separate-depthwise{error=0.1,energy=0.9}",
+        "factorize{macs=-1}",
+        "factorize{macs=1.5}",
+        "separate-depthwise{macs=1.5}",
+    ],
 )
 def test_options_that_contradict_are_refused(text: str) -> None:
     with pytest.raises((OptionError, PipelineError)):

@@ -198,7 +198,9 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert first.SerializeToString() == second.SerializeToString()
 
 
-@pytest.mark.parametrize("options", ["ratio=1", "ratio=-0.1", "ratio=0.3,macs=0.5", 'exclude="("', "align=0"])
+@pytest.mark.parametrize(
+    "options", ["macs=1.5", "params=2.25", "ratio=1", "ratio=-0.1", "ratio=0.3,macs=0.5", 'exclude="("', "align=0"]
+)
 def test_options_that_cannot_be(options: str) -> None:
     with pytest.raises(OptionError, match="prune-channels"):
         _prune(_network(), options)

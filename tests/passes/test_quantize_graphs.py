@@ -373,7 +373,15 @@ def test_other_element_types_are_left_alone(rewriter: Rewriter, dtype: str, name
 def test_nothing_to_quantize_is_said(build: Build) -> None:
     result = graphopt.optimize(build("float[n,2,6,6] y) { y = Tanh(x) }"), "quantize{mode=static}", data={"x": X})
     assert "no layer with constant float32 weights" in remarks(result)
+    assert "no layer with constant float32 weights" in result.report.passes[-1].facts["unchanged"]
     assert not result.report.passes[-1].modified
+
+
+def test_names_to_keep_that_are_not_there_are_a_warning(build: Build) -> None:
+    model = build("float[n,4] y) { f = Gemm(x, m, b) y = Tanh(f) }", "float[n,4] x")
+    samples = {"x": np.ones((16, 4), np.float32)}
+    result = graphopt.optimize(model, "quantize{mode=static,keep=Gem:Gemm}", data=samples)
+    assert result.warnings == ["quantize: keep=Gem names no node and no operator of the model"]
 
 
 def test_overridable_initializers_that_nothing_needs(build: Build) -> None:

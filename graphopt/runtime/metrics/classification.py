@@ -79,10 +79,11 @@ def class_outputs(batch: Observed) -> dict[Kind, list[ClassOutput]]:
     return found
 
 
-def class_labels(labels: np.ndarray | None, count: int, classes: int | None) -> np.ndarray:
+def class_labels(metric: str, labels: np.ndarray | None, count: int, classes: int | None) -> np.ndarray:
     """Class indices (count,) from labels that are indices or one row per class (one-hot).
 
     Args:
+        metric: the name of the metric that reads them.
         labels: as the data has them.
         count: samples that they are for.
         classes: how many there are; None where that is not known.
@@ -91,17 +92,19 @@ def class_labels(labels: np.ndarray | None, count: int, classes: int | None) -> 
         DataError: they are no class indices, or name a class that there is not.
     """
     if labels is None:
-        raise DataError("the metric needs labels, and some samples have none")
+        raise DataError(f"--metric {metric} needs labels, and some samples have none")
     found = np.asarray(labels).reshape(count, -1 if count else 1)
     if found.shape[1] > 1 and found.shape[1] == classes:
         found = found.argmax(axis=1)[:, np.newaxis]
     if found.shape[1] != 1 or not are_indices(found):
-        raise DataError(f"labels of type {labels.dtype} and shape {list(labels.shape)} are no class indices")
+        raise DataError(
+            f"--metric {metric}: labels of type {labels.dtype} and shape {list(labels.shape)} are no class indices"
+        )
     indices = found[:, 0].astype(np.int64)
     if count and (indices.min() < 0 or (classes is not None and indices.max() >= classes)):
         wrong = int(indices.min() if indices.min() < 0 else indices.max())
         there = "" if classes is None else f" (the output has {classes} classes)"
-        raise DataError(f"the labels hold {wrong}, which is no class{there}")
+        raise DataError(f"--metric {metric}: the labels hold {wrong}, which is no class{there}")
     return indices
 
 
@@ -122,10 +125,10 @@ class TopK(Metric):
     def gather(self, batch: Observed) -> Columns:
         """One hit or miss per sample."""
         if self.output.kind is not Kind.SCORES:
-            labels = class_labels(batch.labels, batch.count, None)
+            labels = class_labels(self.name, batch.labels, batch.count, None)
             return {"hit": (self.output.predictions(batch.outputs, batch) == labels).astype(np.float64)}
         scores = self.output.scores(batch.outputs, batch)
-        labels = class_labels(batch.labels, batch.count, self.output.classes)
+        labels = class_labels(self.name, batch.labels, batch.count, self.output.classes)
         own = scores[np.arange(batch.count), labels][:, np.newaxis]
         ahead = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, np.newaxis]))
         hit = (ahead.sum(axis=1) < self.k) & ~np.isnan(scores).any(axis=1)
@@ -170,7 +173,7 @@ class F1(Metric):
         """Predicted and true class."""
         found = self.output.predictions(batch.outputs, batch)
         classes = None if self.output.kind is Kind.INDEX else self.output.classes
-        return {"found": found, "label": class_labels(batch.labels, batch.count, classes)}
+        return {"found": found, "label": class_labels(self.name, batch.labels, batch.count, classes)}
 
     def value(self, columns: Columns) -> float:
         """From counts of true and false positives."""
@@ -196,7 +199,7 @@ class Auc(Metric):
             scores = scores[:, 1:] - scores[:, :1]  # orders samples as the probability does
         elif scores.shape[1] > 2:
             scores = np.exp(log_probabilities(scores, are_probabilities(self.output.scores(batch.original, batch))))
-        return {"score": scores, "label": class_labels(batch.labels, batch.count, self.output.classes)}
+        return {"score": scores, "label": class_labels(self.name, batch.labels, batch.count, self.output.classes)}
 
     def value(self, columns: Columns) -> float:
         """From the ranks of the scores; NaN where a single class is there."""

@@ -84,15 +84,15 @@ def _room(model: ir.Model, options: list[list[Option]], budget: Budget, title: s
     """What the layers may cost of everything that is bounded: the budget without what cannot be replaced."""
     totals, room = price(model), {}
     for what, attribute in _COSTS.items():
-        bound, whole = getattr(budget, what), getattr(totals, what)
-        if bound is None:
+        asked, whole = getattr(budget, what), getattr(totals, what)
+        if asked is None:
             continue
-        bound = bound if bound > 1 else bound * whole
+        bound = asked if asked > 1 else asked * whole
         fixed = whole - sum(total(one[0], attribute) for one in options)
         least = fixed + sum(min(total(each, attribute) for each in one) for one in options)
         if least > bound:
             raise TargetNotMetError(
-                f"{title}: {what}={bound / whole:.3g} of the model cannot be met: the least that these schemes can reach "
+                f"{title}: {what}={asked:g} cannot be met (the model has {whole:,}): the least that these schemes can reach "
                 f"is {what}={least / whole:.3g}; allow more of it, or more replacements by prefer=macs"
             )
         room[what] = bound - fixed

@@ -82,6 +82,8 @@ class _Static:
         self._remark_kept(placement)
         remarks += self._quantize_bodies()
         touched = [node for node in self.touched if node.graph is not None]
+        if not self.touched:
+            self.facts["unchanged"] = self._why_nothing(plan)
         return PassResult(
             bool(self.touched),
             touched,
@@ -91,13 +93,17 @@ class _Static:
             sparable=max(0, len(placement.layers) + len(plan.floats) - self.settings.spare_layers),
         )
 
+    def _why_nothing(self, plan: Plan) -> str:
+        if plan.floats:
+            return f"all layers are spared ({len(plan.floats)} for the harm they do alone); spare_layers and sqnr say how many are"
+        return "integers are slower than float on this machine; prefer=integer quantizes all the same"
+
     def _without_layers(self, placement: Placement) -> PassResult:
         """What is left to do where the main graph has nothing to quantize."""
         remarks = self._quantize_bodies()
         if not self.touched:
-            self.remarks.missed(
-                "the model", "stays as it is: no layer with constant float32 weights can run on integers"
-            )
+            self.facts["unchanged"] = "no layer with constant float32 weights can run on integers"
+            self.remarks.missed("the model", f"stays as it is: {self.facts['unchanged']}")
         self._remark_kept(placement)
         touched = [node for node in self.touched if node.graph is not None]
         return PassResult(bool(self.touched), touched, (*self.remarks.listed(), *remarks), facts=self.facts)
