@@ -29,8 +29,8 @@ from graphopt.cli.progress import progress_bars
 def compare(reference: Path, model: Path, **values: Any) -> None:
     """Hold MODEL against REFERENCE.
 
-    Prints the costs of both side by side, whether they compute the same on seeded inputs, and with -d the metric of both
-    and how near the outputs of MODEL are.
+    Prints the costs of both side by side, whether they compute the same up to rounding on seeded random inputs, and with
+    -d the metric of both and how near the outputs of MODEL are on these samples.
     """
     settings = Settings.read(values)
     if settings.provider is not None:

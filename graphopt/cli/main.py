@@ -47,6 +47,7 @@ def graphopt() -> None:
     graphopt cost MODEL --per-node     where the time and the memory go
     graphopt compare REFERENCE MODEL   costs side by side, and whether both compute the same
     graphopt passes NAME               what a pass does, and its options
+    graphopt profile-device -o FILE    measure this machine, for predictions of time
     """
 
 

@@ -151,7 +151,7 @@ _OUTPUT, _CHECKS, _MACHINE = "Output", "Checks and costs", "Machine"
 choosing = _group(
     option(
         _REWRITES, "-p", "--pipeline", metavar="PIPELINE",
-        help="Passes in order, 'fold-constants,prune-channels{ratio=0.3}'; presets may stand among them.",
+        help="Passes in order, 'lossless,prune-channels{macs=0.5},quantize'; presets may stand among them.",
     ),
     option(
         _REWRITES, "--preset", metavar="NAME",
@@ -160,18 +160,23 @@ choosing = _group(
 )  # fmt: skip
 
 replaying = option(
-    _REWRITES, "--plan", type=_FILE, metavar="PLAN.json", help="Replay a plan; excludes -p and --budget."
+    _REWRITES,
+    "--plan",
+    type=_FILE,
+    metavar="PLAN.json",
+    help="Replay a plan; excludes -p and --budget. Not available yet.",
 )
 
 targets = _group(
     option(
         _REWRITES, "--budget", metavar="KEY=VALUE", multiple=True, type=parameters.budget,
         help="Limit macs, params, bytes, memory or latency: 0.5 is a fraction of the original, 3MB or 5ms absolute. "
-        "Repeatable.",
+        "Repeatable. Not available yet.",
     ),
     option(
         _REWRITES, "--max-drop", type=click.FloatRange(min=0), metavar="X",
-        help="How much worse the metric may get, in its own unit.",
+        help="How much worse the metric may get, in its own unit, on a quarter of -d that is held out; "
+        "where it gets worse than that nothing is written, and the exit code is 3.",
     ),
 )  # fmt: skip
 
@@ -190,11 +195,12 @@ shapes = option(
 data = _group(
     option(
         _DATA, "-d", "--data", metavar="DATA",
-        help="Calibration samples: FILE.npz, FILE.npy, a folder of images or of test_data_set_*, or file.py:function.",
+        help="Calibration samples: FILE.npz, FILE.npy, a folder of images, of class folders or of test_data_set_*, "
+        "file.py:function, package.module:function, or random:N to try things out.",
     ),
     option(
         _DATA, "--calibration-samples", type=click.IntRange(min=1), metavar="N",
-        help="How many samples are used (default 256, or what there is).",
+        help="How many samples of -d are used (default 256, or what there is).",
     ),
     option(_DATA, "--eval-data", metavar="DATA", help="Samples for the final measurement only; never used to choose."),
 )  # fmt: skip
@@ -202,7 +208,8 @@ data = _group(
 metric = _group(
     option(
         _DATA, "--metric", metavar="METRIC", type=parameters.metric,
-        help=f"{', '.join(parameters.METRICS)}, or file.py:function called as f(outputs, labels), higher is better.",
+        help=f"{', '.join(parameters.METRICS)}, or file.py:function, called as f(outputs, labels), of which higher is better. "
+        "Default: top1 for classifiers with labels, else agreement or sqnr with the original.",
     ),
     option(
         _DATA, "--normalize", metavar="SPEC", type=parameters.normalize,
@@ -219,7 +226,7 @@ output = _group(
     option(_OUTPUT, "--report", type=_FILE, metavar="FILE.html", help="A report as one HTML page ('-' is stdout)."),
     option(
         _OUTPUT, "--dump", type=_FILE, metavar="DIR",
-        help="Write the IR after each pass, and what analyses found.",
+        help="Write the IR as text before the first pass, and after each that changes it.",
     ),
 )  # fmt: skip
 
@@ -238,7 +245,7 @@ checks = _group(
     ),
 )  # fmt: skip
 
-latency = option(_CHECKS, "--latency", is_flag=True, help="Measure latency before and after.")
+latency = option(_CHECKS, "--latency", is_flag=True, help="Measure the time of both models in turns.")
 
 device = option(
     _CHECKS, "--device", metavar="PROFILE",
@@ -252,8 +259,8 @@ running = _group(
 )  # fmt: skip
 
 scaling = _group(
-    option(_MACHINE, "--jobs", type=click.IntRange(min=1), default=1, help="Processes at a time (default: 1)."),
-    option(_MACHINE, "--scheduler", metavar="ADDRESS", help="Address of a scheduler that runs the jobs elsewhere."),
+    option(_MACHINE, "--jobs", type=click.IntRange(min=1), default=1, help="Processes at a time (default: 1). No effect yet."),
+    option(_MACHINE, "--scheduler", metavar="ADDRESS", help="Where a scheduler runs the jobs. Not available yet."),
 )  # fmt: skip
 
 general = _group(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -59,7 +60,7 @@ def _explain(cls: type[Pass]) -> None:
     if (data := _data(cls)) is not None:
         click.echo(data)
     if cls.requires:
-        click.echo(f"Runs after: {', '.join(cls.requires)} (inserted where missing).")
+        click.echo(f"Runs after: {', '.join(_as_presets(cls.requires))} (inserted where missing).")
     opset = inspect.getattr_static(cls, "min_opset")
     if isinstance(opset, int):
         click.echo(f"Raises the opset to at least {opset}.")
@@ -69,10 +70,22 @@ def _explain(cls: type[Pass]) -> None:
         return
     click.echo("\nOptions:\n")
     for option in found.values():
-        default = (
-            "must be given" if option.default is dataclasses.MISSING else f"default {option.write(option.default)}"
-        )
+        default = "must be given" if option.default is dataclasses.MISSING else _default(option.write(option.default))
         click.echo(f"  {option.name}: {option.legal}; {default}\n      {option.help or 'No description.'}")
+
+
+def _default(text: str) -> str:
+    return f"default {text}" if text else "empty by default"
+
+
+def _as_presets(names: Sequence[str]) -> list[str]:
+    """`names` with the passes of a preset of exact ones called by its name, where all of them are there."""
+    from graphopt.pipeline.presets import PRESETS
+
+    lossless = PRESETS["lossless"].split(",")
+    if not set(lossless) <= set(names):
+        return list(names)
+    return ["the passes of lossless", *(name for name in names if name not in lossless)]
 
 
 def _data(cls: type[Pass]) -> str | None:

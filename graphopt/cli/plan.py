@@ -30,7 +30,7 @@ from graphopt.errors import NotAvailableError
 @options.scaling
 @options.general
 def plan(model: Path, **values: Any) -> None:
-    """Plan the rewrites that meet a budget.
+    """Plan the rewrites that meet a budget (not available yet).
 
     The plan says what is to be done where, and why; `graphopt run --plan` replays it.
     """

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def run(model: Path, **values: Any) -> None:
     """Rewrite MODEL and write the result.
 
-    Without -p or --preset the result computes the same as MODEL. It is plain ONNX, and replaces nothing unless told to.
+    Without -p or --preset the result computes the same as MODEL. It is plain ONNX, and replaces no model unless told to.
     """
     settings = Settings.read(values)
     if settings.scheduler is not None:

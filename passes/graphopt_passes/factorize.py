@@ -31,8 +31,8 @@ class Factorize(LossyPass):
     name: ClassVar[str] = "factorize"
 
     schemes: tuple[_Scheme, ...] = option(("auto",), "what is tried; auto: all but decoupling, the best per layer")
-    macs: float | None = option(None, "multiply-accumulates of the whole model, a fraction up to 1", minimum=0)
-    params: float | None = option(None, "parameters of the whole model, a fraction up to 1", minimum=0)
+    macs: float | None = option(None, "MACs of the whole model that may stay: a share up to 1, or a number", minimum=0)
+    params: float | None = option(None, "parameters of the whole model that may stay, likewise", minimum=0)
     energy: float | None = option(
         None, "share of each layer's output energy to keep; 0.99 where nothing else is asked for", minimum=0, maximum=1
     )

@@ -31,7 +31,7 @@ class SeparateDepthwise(LossyPass):
         None, "a layer's squared output error over its energy; 0.05 where nothing else is asked for", minimum=0
     )
     energy: float | None = option(None, "the same as error = 1 - energy", minimum=0, maximum=1)
-    macs: float | None = option(None, "multiply-accumulates of the whole model, a fraction up to 1", minimum=0)
+    macs: float | None = option(None, "MACs of the whole model that may stay: a share up to 1, or a number", minimum=0)
     prefer: Literal["latency", "macs"] = option(
         "latency",
         "whether a layer is replaced only where it runs faster, predicted and measured, or wherever MACs fall",
