@@ -28,7 +28,8 @@ from graphopt_passes.pruning.execution import Execution, Settings
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Limits
 from graphopt_passes.reconstruction import stopwatch
-from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.transposed import layers_of
 
 _Criterion: TypeAlias = Literal["auto", "obs", "l1", "l2", "bn-scale", "activation", "geometric-median", "random"]
 _DEFAULT_RATIO = 0.3
@@ -186,7 +187,7 @@ def _slower(taken: Latency, align: int | None) -> list[str]:
 def _give_biases(model: ir.Model) -> list[Linear]:
     """Give the layers that have none a bias of zeros, which repair may need; returns these layers."""
     names = FreshNames(model)
-    given = [layer for layer in linear_layers(model.graph) if layer.takes_bias and layer.bias() is None]
+    given = [layer for layer in layers_of(model.graph) if layer.takes_bias and layer.bias() is None]
     for layer in given:
         layer.store_bias(np.zeros(layer.channels), names)
     return given

@@ -20,7 +20,8 @@ from graphopt_passes.numerics.elimination import Elimination, Reader, eliminate
 from graphopt_passes.numerics.least_squares import Layer, Moments, moments, refit
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.pruning.structure import Reading, Structure
-from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.transposed import layers_of
 from graphopt_passes.reconstruction.walk import Observed, Walk
 
 _PROBES = (0.75, 0.4)
@@ -109,7 +110,7 @@ def curves(walk: Walk, model: ir.Model, structure: Structure) -> dict[int, Curve
     waiting = {number for number in range(len(structure.groups)) if structure.is_seen(number)}
     known: dict[tuple[str, int], Seen] = {}
     result: dict[int, Curve] = {}
-    for layer in linear_layers(model.graph):
+    for layer in layers_of(model.graph):
         wanted = [number for number in structure.readers.get(layer.key, ()) if number in waiting]
         if wanted:
             seen = walk.observe(layer)

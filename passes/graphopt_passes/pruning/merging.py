@@ -19,7 +19,8 @@ from graphopt.ir.surgery import FreshNames
 from graphopt.runtime.patches import Window
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.pruning.structure import Reading, Structure
-from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.transposed import layers_of
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "Flatten", "Identity", "Dropout"})
 _LEAST_COSINE = 0.5
@@ -34,7 +35,7 @@ def merge(model: ir.Model, structure: Structure, gone: Mapping[int, Array]) -> i
         structure: groups and readers.
         gone: numbers of the units that go, by group.
     """
-    layers = {layer.key: layer for layer in linear_layers(model.graph)}
+    layers = {layer.key: layer for layer in layers_of(model.graph)}
     by_node = {layer.node.outputs[0].name or "": layer for layer in layers.values()}
     names, merged = FreshNames(model), 0
     for number, units in gone.items():
@@ -95,6 +96,9 @@ def _with_constants(
 
 
 def _is_padded(reader: Linear) -> bool:
+    """Whether some outputs of a layer see but a part of its weight."""
+    if reader.node.op_type == "ConvTranspose":
+        return True
     if reader.node.op_type != "Conv":
         return False
     window = Window.of(reader.node)

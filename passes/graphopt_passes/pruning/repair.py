@@ -26,7 +26,8 @@ from graphopt_passes.numerics.relu_refit import flat_targets, refit_through
 from graphopt_passes.pruning import pairs
 from graphopt_passes.pruning.curves import Seen, block_channels, seen_block, step_share
 from graphopt_passes.pruning.structure import MOST_COLUMNS, Structure
-from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.transposed import layers_of
 from graphopt_passes.reconstruction.walk import Observed, Walk
 
 _ROUNDS = 4
@@ -72,7 +73,7 @@ def repair(
         gone: units of each group that go, by number; where they are chosen again only how many counts.
         method: how.
     """
-    layers = linear_layers(compressed.graph)
+    layers = layers_of(compressed.graph)
     run = _Repair(walk, structure, gone, method, FreshNames(compressed))
     found = run.pairs_of(layers) if method.work else {}
     behind = {layer.key for pair in found.values() for layer in pair.layers[1:]}

@@ -16,7 +16,7 @@ from graphopt.ir.surgery import FreshNames
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.pruning.curves import Curve, Probe
 from graphopt_passes.pruning.harm import Judge
-from graphopt_passes.reconstruction.linear import linear_layers
+from graphopt_passes.reconstruction.transposed import layers_of
 
 _POWERS = (0.7, 1.3)
 """The exponent is kept within these: two noisy points must not decide about widths far from them."""
@@ -34,7 +34,7 @@ def _with(model: ir.Model, probe: Probe) -> ir.Model:
     tried = model.clone()
     names = FreshNames(tried)
     keys = {key for key, _ in probe.layers}
-    for layer in linear_layers(tried.graph):
+    for layer in layers_of(tried.graph):
         if layer.key not in keys:
             continue
         weight, bias = layer.weight(), layer.bias()

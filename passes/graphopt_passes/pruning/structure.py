@@ -18,7 +18,8 @@ import onnx_ir as ir
 from graphopt.analysis.coupling import Coupling, Group, Unit
 from graphopt.runtime.blas import one_thread
 from graphopt_passes.numerics.quantizer import Array
-from graphopt_passes.reconstruction.linear import Linear, linear_layers
+from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.transposed import layers_of
 
 MOST_COLUMNS = 6_000
 """Wider layers are not refitted: matrices of their columns would take more than 300 MB each, and several are needed."""
@@ -49,7 +50,7 @@ class Structure:
         """`coupling` is that of `model`."""
         self.coupling = coupling
         self.groups: tuple[Group, ...] = coupling.groups
-        layers = linear_layers(model.graph)
+        layers = layers_of(model.graph)
         self.order = [layer.key for layer in layers]
         self._widest = max((layer.width for layer in layers), default=0)
         self._by_node = {layer.node.outputs[0].name or "": layer for layer in layers}
@@ -127,10 +128,10 @@ def _blocks(layer: Linear, channels: Sequence[tuple[int, ...]]) -> list[Reading]
 
 def _kernel(layer: Linear) -> tuple[int, int]:
     """Input channels per block, and columns per channel."""
-    if layer.node.op_type != "Conv":
+    if layer.node.op_type not in ("Conv", "ConvTranspose"):
         return layer.width, 1
     weight = layer.node.inputs[1]
     assert weight is not None
     assert weight.shape is not None
-    extents = weight.shape.numpy()
-    return extents[1], int(np.prod(extents[2:]))
+    size = int(np.prod(weight.shape.numpy()[2:]))
+    return layer.width // size, size
