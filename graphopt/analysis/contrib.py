@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from graphopt.analysis import dims as extents
 from graphopt.analysis import facts, onnx_inference, symbolic
 from graphopt.analysis.call import Call
 from graphopt.analysis.dims import Arithmetic, Dim
@@ -132,6 +133,6 @@ def _answer(value: ir.Value, context: object) -> Fact:
     generated = context.generated_dim_names  # type: ignore[attr-defined]  # the library has no type information
 
     def kept(dim: Dim) -> Dim:
-        return None if isinstance(dim, str) and ir.SymbolicDim(dim).free_symbols() & generated else dim
+        return None if isinstance(dim, str) and extents.symbols_of(dim) & generated else dim
 
     return Fact(fact.type, tuple(map(kept, fact.dims)))

@@ -2,7 +2,7 @@
 
 Inference works on plain values, because they hash and compare fast: an extent is an `int`, a `str` (a symbol such as
 `batch`, or an expression over symbols such as `2*batch + 1`), or None where nothing is known. The arithmetic is
-sympy's, reached through `onnx_ir.SymbolicDim`; every distinct operation is done once.
+sympy's, reached through `onnx_ir.SymbolicDim`, but for what is asked most (`window_dims`); every distinct operation is done once.
 
 Symbols stand for positive integers, as in onnx-ir: what holds for them is taken to hold for an empty tensor too.
 Names that inference makes up start with `_unk.` and are never written to a file:
@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import onnx_ir as ir
 
+from graphopt.analysis import window_dims
+
 Dim = int | str | None
 Dims = tuple[Dim, ...]
 
@@ -27,7 +29,7 @@ INVENTED = "_unk."
 _SPELLED = INVENTED + "x"
 _NUMBERED = re.compile(re.escape(INVENTED) + r"(\d+)")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
-_MULTIPLE = re.compile(r"(?:([1-9]\d*)\*)?([A-Za-z_]\w*)")
+_MULTIPLE = re.compile(r"(?:([1-9]\d*)\*)?([A-Za-z_][\w.]*)")
 _LONGEST = 240
 """Characters. An expression that grew beyond this says nothing to anybody and costs sympy seconds."""
 
@@ -70,7 +72,8 @@ def to_ir(dim: Dim) -> int | ir.SymbolicDim:
 
 def symbols_of(dim: str) -> frozenset[str]:
     """The symbols of an expression."""
-    return frozenset({dim}) if _IDENTIFIER.fullmatch(dim) else ir.SymbolicDim(dim).free_symbols()
+    known = dim if _IDENTIFIER.fullmatch(dim) else window_dims.symbol(dim)
+    return ir.SymbolicDim(dim).free_symbols() if known is None else frozenset({known})
 
 
 def input_symbol(index: int, axis: int) -> str:
@@ -83,7 +86,7 @@ def _spell(name: str) -> Dim:
     if not any(character.isalnum() for character in name):
         return None
     try:
-        ir.SymbolicDim(name).free_symbols()
+        symbols_of(name)
     except ValueError:
         return _SPELLED + name.encode().hex()
     return name
@@ -182,9 +185,19 @@ class Arithmetic:
             return None
         key = (name, a, b)
         if key not in self._done:
-            known = _of_multiples(name, a, b)
+            known = _of_windows(name, a, b)
+            known = _of_multiples(name, a, b) if known is None else known
             self._done[key] = _evaluate(operation, a, b) if known is None else known
         return self._done[key]
+
+
+def _of_windows(name: str, a: int | str, b: int | str) -> Dim:
+    """Sums with a number and rounded quotients by one, as windows make them."""
+    if not isinstance(a, str) or not isinstance(b, int):
+        return None
+    if name in ("add", "subtract"):
+        return window_dims.add(a, b if name == "add" else -b)
+    return window_dims.floor_divide(a, b) if name == "floor_divide" else None
 
 
 def _of_multiples(name: str, a: int | str, b: int | str) -> Dim:
@@ -261,6 +274,8 @@ class Bindings:
     def _number(self, dim: str) -> int | None:
         if _IDENTIFIER.fullmatch(dim):
             return self.symbols.get(dim)
+        if window_dims.symbol(dim) is not None:
+            return window_dims.evaluate(dim, self.symbols)
         try:
             result = ir.SymbolicDim(dim).evaluate(self.symbols)
         except (TypeError, ValueError, ZeroDivisionError):

@@ -170,6 +170,8 @@ class _Binding:
             return None
         if dim.value in self._numbers or dim.value.isidentifier():
             return self._numbers.get(dim.value)
+        if not any(character.isalnum() for character in dim.value):  # no expression, and sympy takes long to load
+            return None
         try:
             number = dim.evaluate(self._numbers)
         except (ValueError, TypeError):  # a name that is no expression, such as "batch size?"
