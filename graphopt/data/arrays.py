@@ -129,7 +129,7 @@ class ArraySource:
 
 
 def array_source(arrays: Mapping[Any, Any], signature: Signature, name: str, option: str) -> ArraySource:
-    """Samples from arrays in memory, by key."""
+    """Samples from arrays in memory, by key. Raises DataError where one holds no numbers."""
     columns = {}
     for key in arrays:
         try:

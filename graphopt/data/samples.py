@@ -96,7 +96,11 @@ class Samples:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content of the whole source and of the normalization; the source is read once for it."""
+        """SHA-256 of the content of the whole source and of the normalization; the source is read once for it.
+
+        Raises:
+            DataError: it can no longer be read.
+        """
         if self._opened.digest is None:
             sha = hashlib.sha256(repr(self._opened.normalization).encode())
             try:

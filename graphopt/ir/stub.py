@@ -36,7 +36,11 @@ class Stub:
     carry: carrying.Carry
 
     def to_ir(self) -> ir.Model:
-        """A new IR model; its tensors are shared with every other model made from this stub."""
+        """A new IR model; its tensors are shared with every other model made from this stub.
+
+        Raises:
+            UnsupportedModelError: the IR cannot hold it.
+        """
         try:
             model = ir.serde.deserialize_model(onnx.ModelProto.FromString(self.data))
         except ir.serde.SerdeError as error:

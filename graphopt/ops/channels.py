@@ -198,7 +198,7 @@ def mixed(trace: Trace, index: int, axes: Sequence[int], what: str) -> Labels:
 
 
 def elementwise(trace: Trace, operands: Sequence[int], output: int = 0) -> None:
-    """Operands that are broadcast against each other; constants follow the rest."""
+    """Operands that are broadcast against each other; constants follow the rest. Raises Opaque where they are not."""
     dims = trace.output_dims(output)
     operands = [index for index in operands if trace.has(index)]
     if np.broadcast_shapes(*(trace.dims(index) for index in operands)) != dims:
@@ -233,7 +233,7 @@ def _tie(trace: Trace, leading: Labels, other: Labels) -> None:
 
 
 def follow(trace: Trace, index: int, labels: Labels) -> None:
-    """A constant that is broadcast against a tensor with `labels` is cut as these go."""
+    """A constant that is broadcast against a tensor with `labels` is cut as these go. Raises Opaque where it has more axes."""
     dims = trace.dims(index)
     offset = labels.rank - len(dims)
     if offset < 0:

@@ -105,7 +105,11 @@ class Labels:
         return Labels.of(dims, np.take(self.ids, indices, axis=axis))
 
     def reshaped(self, dims: Sequence[int]) -> Labels:
-        """The same elements under other extents; only axes that are split or merged are spread."""
+        """The same elements under other extents; only axes that are split or merged are spread.
+
+        Raises:
+            Opaque: the number of elements differs, or there are none.
+        """
         if 0 in self.dims or math.prod(self.dims) != math.prod(dims):
             raise Opaque(f"a reshape of {self.dims} to {tuple(dims)}")
         after: list[int] = []
@@ -130,7 +134,11 @@ class Labels:
 
 
 def concatenated(parts: Sequence[Labels], axis: int) -> Labels:
-    """Tensors one after the other along `axis`; elsewhere their extents are equal."""
+    """Tensors one after the other along `axis`; elsewhere their extents are equal.
+
+    Raises:
+        Opaque: there are more elements than can be followed one by one.
+    """
     varying = {other for part in parts for other in part.varying if other != axis}
     spread = [part.spread([axis, *varying]) for part in parts]
     dims = list(parts[0].dims)

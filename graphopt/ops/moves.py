@@ -25,7 +25,7 @@ def identity(node: ir.Node, trace: Trace) -> None:
 
 
 def view(node: ir.Node, trace: Trace) -> None:
-    """The same elements in the same order under other extents."""
+    """The same elements in the same order under other extents. Raises Opaque for a Squeeze of unstated axes that differ."""
     labels = trace.labels(0)
     if node.op_type == "Squeeze" and labels.varying and not (trace.has(1) or "axes" in node.attributes):
         raise Opaque("a Squeeze that does not say which axes")

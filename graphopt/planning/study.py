@@ -159,7 +159,11 @@ class Study:
             self._warnings.append("no pass of this pipeline reads data: --data was not used")
 
     def judge(self, original: Original, result: ir.Model, progress: Progress | None) -> Outcome | None:
-        """The gate's word on `result`; None without a gate."""
+        """The gate's word on `result`; None without a gate.
+
+        Raises:
+            RuntimeFailureError: it cannot be run here.
+        """
         if self.gate is None:
             return None
         told = None if progress is None else lambda done: progress("gate", done, 1.0)

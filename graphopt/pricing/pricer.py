@@ -198,7 +198,11 @@ def _with_neighbours(nodes: Collection[ir.Node]) -> set[ir.Node]:
 
 
 def inlined(model: ir.Model) -> ir.Model:
-    """A copy of `model` in which every call of a function is its body, with types of its own."""
+    """A copy of `model` in which every call of a function is its body, with types of its own.
+
+    Raises:
+        InvalidModelError: functions call each other in a circle.
+    """
     from onnx_ir.passes import PreconditionError
     from onnx_ir.passes.common import InlinePass
 

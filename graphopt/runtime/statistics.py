@@ -82,7 +82,11 @@ def collect_cross(left: ValueStream, right: ValueStream, requests: Collection[Cr
 
 
 def answer(stream: ValueStream, requests: Collection[Request[Any]]) -> Results:
-    """Answer all requests about one model from one pass of `stream`."""
+    """Answer all requests about one model from one pass of `stream`.
+
+    Raises:
+        DataError: there are no samples.
+    """
     model = stream.model
     questions = {request: _question(model, request, stream.samples) for request in requests}
     by_value: dict[str, list[Accumulator]] = {}

@@ -150,7 +150,11 @@ class Part:
 def cut_batches(
     model: ir.Model, batches: Batches, rows: Callable[[Mapping[ir.Value, np.ndarray]], int]
 ) -> Iterator[Part]:
-    """All batches, cut into parts of `rows(feeds)` samples where the model leaves the batch open; asked for each part."""
+    """All batches, cut into parts of `rows(feeds)` samples where the model leaves the batch open; asked for each part.
+
+    Raises:
+        DataError: a batch is said to hold more samples than its arrays have.
+    """
     first = 0
     for batch in batches():
         named = ((value, value.name or "") for value in model.graph.inputs)

@@ -106,7 +106,7 @@ class Kept:
         return None if value is None else self._following.labels.get(value.name or "")
 
     def positions(self, value: ir.Value, axis: int) -> np.ndarray:
-        """Which positions of a tensor stay along an axis (extent,)."""
+        """Which positions of a tensor stay along an axis, (extent,) truth values. Raises Opaque where extents are unknown."""
         labels = self.labels(value)
         if labels is None:
             raise Opaque(f"the extents of '{value.name}' are not known")

@@ -68,7 +68,7 @@ class Metric(abc.ABC):
 
 
 def samples_of(array: np.ndarray, size: int) -> np.ndarray | None:
-    """A batch's output with samples as its first axis; None where they cannot be told apart.
+    """A batch's output, of any shape, with the `size` samples as its first axis; None where they cannot be told apart.
 
     A batch of one sample is that sample's, whatever its shape.
     """

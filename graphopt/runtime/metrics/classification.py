@@ -46,7 +46,11 @@ class ClassOutput:
     threshold: float = 0.5
 
     def scores(self, outputs: Mapping[str, Any], batch: Observed) -> np.ndarray:
-        """(count, classes) float64, or (count, 1); for an index (count, 1) integers."""
+        """(count, classes) float64, or (count, 1); for an index (count, 1) integers.
+
+        Raises:
+            DataError: the output has another shape than in the batches before.
+        """
         found = _matrix(outputs.get(self.name), batch.size)
         if found is None:
             raise DataError(f"output '{self.name}' has another shape in one of the batches")
@@ -109,7 +113,7 @@ def class_labels(metric: str, labels: np.ndarray | None, count: int, classes: in
 
 
 def are_indices(labels: np.ndarray) -> bool:
-    """Whether all labels are whole numbers."""
+    """Whether all labels, of any shape, are whole numbers."""
     return labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.round(labels)).all()))
 
 

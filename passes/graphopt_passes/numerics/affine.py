@@ -91,7 +91,7 @@ def scaled(weight: Array, factor: Array) -> Array | None:
     """`weight` · `factor` in the type of `weight`, or None where rounding loses too much.
 
     Args:
-        weight: of any float type.
+        weight: of any shape and float type.
         factor: of the same rank, float64; its extents are those of `weight` or 1. One element of it scales one slice.
 
     A slice's largest error may be two units in the last place of its largest element: plain rounding stays within half
@@ -135,7 +135,7 @@ def response(weight: Array, shift: Array, inputs_first: bool) -> Array:
 
 
 def rounded(exact: Array, dtype: np.dtype[Any]) -> Array | None:
-    """`exact` in another float type, or None where something in it is not finite there."""
+    """`exact`, of any shape, in another float type, or None where something in it is not finite there."""
     with np.errstate(all="ignore"):
         result = exact.astype(dtype)
     return result if np.isfinite(result.astype(np.float64)).all() else None

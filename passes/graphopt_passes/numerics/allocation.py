@@ -48,7 +48,7 @@ class Cost:
                 self._by_group.setdefault(group, []).append(product)
 
     def of(self, widths: Array) -> float:
-        """The cost where group g keeps widths[g] units."""
+        """The cost where group g keeps widths[g] units, (G,)."""
         return self._fixed + sum(float(_value(product, widths, -1, np.zeros(1))[0]) for product in self._products)
 
     def along(self, group: int, widths: Array, choices: Array) -> Array:
@@ -76,7 +76,7 @@ class Choices:
 
     @classmethod
     def of(cls, curve: Array, allowed: Array) -> Choices:
-        """From the harm at every width, the finite ones among `allowed`."""
+        """From the harm at every width, (U + 1,), the finite ones among the widths `allowed`, (n,) ascending."""
         widths = np.array([width for width in allowed if np.isfinite(curve[width])], int)
         return cls(widths, np.asarray(curve[widths], np.float64))
 
@@ -119,7 +119,7 @@ def least_cost(groups: Sequence[Choices], cost: Cost) -> float:
 
 
 def harm_of(groups: Sequence[Choices], widths: Array) -> float:
-    """The summed harm of `widths`."""
+    """The summed harm of `widths` (G,), one that each group may take."""
     return float(
         sum(group.harms[np.searchsorted(group.widths, width)] for group, width in zip(groups, widths, strict=True))
     )

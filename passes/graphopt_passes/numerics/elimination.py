@@ -143,7 +143,7 @@ class _State:
         return np.asarray(self._weight * harms)
 
     def remove(self, units: Array) -> float:
-        """Take `units` out together; the harm of it."""
+        """Take `units`, (n,) numbers of those that are left, out together; the harm of it."""
         rows = self._blocks(units).reshape(-1)
         corner = self._inverse[np.ix_(rows, rows)]
         weights = self._solution[rows]

@@ -45,7 +45,7 @@ class Moments(NamedTuple):
     rows: int
 
     def selected(self, columns: Array) -> Moments:
-        """The same for the inputs with numbers `columns` only."""
+        """The same for the inputs with numbers `columns`, (n,), only."""
         covariance = self.covariance[np.ix_(columns, columns)]
         return self._replace(covariance=covariance, cross=self.cross[:, columns], input_mean=self.input_mean[columns])
 
@@ -121,7 +121,7 @@ class Ridge:
 
 
 def penalty_of(covariance: Array, ridge: float = RIDGE) -> float:
-    """λ for S = `covariance`; 1 where no input varies at all, so that S + λI can be factored and W stays W0."""
+    """λ for S = `covariance`, (K, K); 1 where no input varies at all, so that S + λI can be factored and W stays W0."""
     mean = float(np.trace(covariance)) / max(1, len(covariance))
     return ridge * mean if mean > 0 else 1.0
 

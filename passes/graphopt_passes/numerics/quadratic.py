@@ -38,7 +38,7 @@ class Quadratic:
 
     @classmethod
     def of(cls, target: Array, gram: Array | None = None) -> Quadratic:
-        """From float arrays of any precision.
+        """From float arrays of any precision, (O, K) and (K, K).
 
         A `gram` that is zero or not finite says nothing, and counts as the identity.
         """
@@ -57,7 +57,7 @@ class Quadratic:
         return rows if self.gram is None else rows @ self.gram
 
     def reordered(self, order: Array) -> Quadratic:
-        """The same for inputs in another order."""
+        """The same for inputs in another order, (K,) their numbers."""
         gram = None if self.gram is None else self.gram[np.ix_(order, order)]
         return Quadratic(self.target[:, order], gram)
 

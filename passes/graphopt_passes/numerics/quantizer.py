@@ -121,13 +121,13 @@ def quantize(x: Array, scale: Bound, zero_point: Bound, grid: Grid, axis: int | 
 
 
 def dequantize(q: Array, scale: Bound, zero_point: Bound, axis: int | None = None) -> Array:
-    """The numbers that the integers `q` stand for, of the type of `scale`; arguments as for `quantize`."""
+    """The numbers that the integers `q`, of any shape, stand for, of the type of `scale`; arguments as for `quantize`."""
     step, zero = _along(scale, q, axis), _along(zero_point, q, axis)
     return np.asarray((q.astype(np.int32) - zero.astype(np.int32)).astype(step.dtype) * step)
 
 
 def fake_quantize(x: Array, scale: Bound, zero_point: Bound, grid: Grid, axis: int | None = None) -> Array:
-    """What is left of `x` after quantizing and dequantizing."""
+    """What is left of `x`, of any shape, after quantizing and dequantizing; arguments as for `quantize`."""
     return dequantize(quantize(x, scale, zero_point, grid, axis), scale, zero_point, axis)
 
 

@@ -95,7 +95,7 @@ def _distribution(result: HistogramResult) -> ranges.Distribution:
 
 
 def choose(found: ranges.Distribution, method: str, numbers: Grid) -> tuple[float, float]:
-    """The range that `method` covers of a distribution, no wider than that and 0."""
+    """The range that `method` covers of a distribution, no wider than that and 0. Raises OptionError for another method."""
     if method not in METHODS:
         raise OptionError(f"quantize: unknown way to choose ranges '{method}' (known: {', '.join(METHODS)})")
     count = float(np.sum(found.counts))

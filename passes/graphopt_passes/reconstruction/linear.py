@@ -129,7 +129,11 @@ class Linear:
         return np.asarray((weight[0] if transposed else weight[0].T) / _alpha(self.node))
 
     def store_bias(self, bias: npt.NDArray[np.floating], names: FreshNames) -> None:
-        """Give the layer another bias, (C,), and leave its weight alone; see `store`."""
+        """Give the layer another bias, (C,), and leave its weight alone; see `store`.
+
+        Raises:
+            UnsupportedModelError: it takes none.
+        """
         if not self.takes_bias:
             raise UnsupportedModelError(f"{label(self.node)} takes no bias")
         if self.adder is not None:
