@@ -101,12 +101,17 @@ def test_params_and_macs_are_bounded_together() -> None:
     assert result.report.after.params <= 0.6 * result.report.before.params
 
 
-def test_an_unreachable_target_says_the_least_that_can_be_reached() -> None:
-    with pytest.raises(
-        TargetNotMetError, match=r"^factorize: macs=0.01 .*the least that these schemes can reach is macs=0\.\d+"
-    ):
-        run("factorize{macs=0.01,schemes=channel,align=1,prefer=macs}")
-    with pytest.raises(TargetNotMetError, match=r"^separate-depthwise: macs=0.01 "):
+@pytest.mark.parametrize("asked", ["0.01", "2"])
+def test_an_unreachable_target_says_the_least_that_can_be_reached(asked: str) -> None:
+    options = "schemes=channel,align=1,prefer=macs"
+    with pytest.raises(TargetNotMetError, match=rf"of [\d,]+ macs \(macs={asked}\) cannot be met") as refused:
+        run(f"factorize{{macs={asked},{options}}}")
+    least = re.search(r"can reach is ([\d,]+), macs=(0\.\d+)", str(refused.value))
+    assert least is not None
+    count = int(least[1].replace(",", ""))
+    assert run(f"factorize{{macs={count},{options}}}").report.after.macs == count
+    assert run(f"factorize{{macs={least[2]},{options}}}").report.after.macs >= count
+    with pytest.raises(TargetNotMetError, match=r"^separate-depthwise: .*\(macs=0.01\)"):
         run("separate-depthwise{macs=0.01}")
 
 

@@ -6,6 +6,7 @@ What is decided together, layers that share dimensions, is one unit of the integ
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -92,8 +93,9 @@ def _room(model: ir.Model, options: list[list[Option]], budget: Budget, title: s
         least = fixed + sum(min(total(each, attribute) for each in one) for one in options)
         if least > bound:
             raise TargetNotMetError(
-                f"{title}: {what}={asked:g} cannot be met (the model has {whole:,}): the least that these schemes can reach "
-                f"is {what}={least / whole:.3g}; allow more of it, or more replacements by prefer=macs"
+                f"{title}: {bound:,.0f} of {whole:,} {what} ({what}={asked:g}) cannot be met: the least that these schemes can "
+                f"reach is {least:,.0f}, {what}={math.ceil(1e3 * least / whole) / 1e3:g}; allow more of it, or more replacements "
+                f"by prefer=macs"
             )
         room[what] = bound - fixed
     return room
