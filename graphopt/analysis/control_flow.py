@@ -52,6 +52,7 @@ def _if(inference: Inference, node: ir.Node, scope: Scope) -> list[Fact]:
     if condition is None and fails[False] != fails[True]:
         # Exporters guard a branch that only fits some extents; one that cannot run is not taken.
         condition = fails[False]
+    inference.decided(branches, condition)
     if condition is not None:
         inference.fails |= fails[condition]
         results = [inference.fact(value, scope) for value in branches[condition].outputs]

@@ -86,6 +86,12 @@ class Extents:
         extents = self.dims(value)
         return None if extents is None else math.prod(extents)
 
+    def not_taken(self) -> set[ir.Graph]:
+        """Branches of If that never run with these extents: by a condition that follows from them, or because they cannot."""
+        inference = self._bound()
+        inference.run()
+        return inference.not_taken
+
     # --- Binding
 
     def _declared(self, value: ir.Value) -> Dims | None:

@@ -90,10 +90,22 @@ class Inference:
         self.warnings: list[str] = []
         self.fails = False
         self.inside: dict[ir.Value, Fact] = {}
+        self._runs: set[ir.Graph] = set()
+        self._idle: set[ir.Graph] = set()
         self.arithmetic = Arithmetic()
         self.main = Scope(self, model.opset_imports, {}, {}, 0)
         self._answers: dict[tuple[object, ...], list[Fact] | None] = {}
         self._input_index = {value: index for index, value in enumerate(model.graph.inputs)}
+
+    @property
+    def not_taken(self) -> set[ir.Graph]:
+        """Branches of If that were met and never run: by a condition that is known, or because they cannot."""
+        return self._idle - self._runs
+
+    def decided(self, branches: Sequence[ir.Graph], taken: bool | None) -> None:
+        """Note which of `branches`, otherwise and then, an If takes; None is not known."""
+        for number, branch in enumerate(branches):
+            (self._idle if taken is not None and number != taken else self._runs).add(branch)
 
     # --- Facts about values
 

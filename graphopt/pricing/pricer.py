@@ -21,7 +21,7 @@ from graphopt.errors import InvalidModelError
 from graphopt.ir.collection import collection_paused
 from graphopt.ir.walk import all_graphs, constant_tensor
 from graphopt.ops.base import operator
-from graphopt.ops.control import ControlFlow
+from graphopt.ops.control import Branch, ControlFlow
 from graphopt.pricing.cost import Cost, NodeCost
 from graphopt.pricing.device import DeviceProfile, this_machine
 from graphopt.pricing.filesize import FileSize
@@ -96,7 +96,8 @@ class Pricer:
             extents = Extents(running, batch=self._batch, shapes=self._shapes, assume=self._chosen)
             execution = Execution(running, extents, self._device.block)
             self._look_at(nodes if running is model else running.graph.all_nodes(), execution)
-            runs = runs_of(running.graph, self._work, execution)
+            branches = extents.not_taken() if any(isinstance(operator(node), Branch) for node in self._work) else ()
+            runs = runs_of(running.graph, self._work, execution, branches)
             self._chosen |= extents.chosen
             seconds = self._seconds(runs, execution)
             weights = self._weighing.of(graphs, nodes)

@@ -1,13 +1,14 @@
 """Which nodes run in one inference, and how often.
 
-Outside of control flow every node runs once. Of an If the branch that costs more is taken to run; the body of a Loop or
+Outside of control flow every node runs once. Of an If the branch that costs more is taken to run, of those that can run
+with the extents at hand; the body of a Loop or
 Scan runs as often as the operator table can tell, and where it cannot, what the body costs is unknown. All sums over a
 model are sums over these runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -74,16 +75,22 @@ class Runs:
         return sum(run.flops or 0 for run in self.nodes)
 
 
-def runs_of(graph: ir.Graph, work: Mapping[ir.Node, Work], execution: Execution) -> Runs:
+def runs_of(
+    graph: ir.Graph, work: Mapping[ir.Node, Work], execution: Execution, not_taken: Collection[ir.Graph] = ()
+) -> Runs:
     """What runs when `graph` runs once.
 
     Args:
         graph: the main graph of a model.
         work: of every node in it and its bodies, and of no others.
         execution: extents, for the number of iterations.
+        not_taken: branches of If that do not run.
     """
-    runs = _runs(graph, 1, (), work, execution)
-    runs.unknown.update(title(node) for node, own in work.items() if own.macs is None or own.flops is None)
+    runs = _runs(graph, 1, (), work, execution, not_taken)
+    idle = {node for branch in not_taken for node in branch.all_nodes()}
+    runs.unknown.update(
+        title(node) for node, own in work.items() if node not in idle and (own.macs is None or own.flops is None)
+    )
     return runs
 
 
@@ -98,7 +105,12 @@ def own_name(node: ir.Node) -> str:
 
 
 def _runs(
-    graph: ir.Graph, times: int | None, path: tuple[str, ...], work: Mapping[ir.Node, Work], execution: Execution
+    graph: ir.Graph,
+    times: int | None,
+    path: tuple[str, ...],
+    work: Mapping[ir.Node, Work],
+    execution: Execution,
+    not_taken: Collection[ir.Graph],
 ) -> Runs:
     found = Runs(graphs=[(graph, times)])
     for node in graph:
@@ -107,7 +119,8 @@ def _runs(
         if isinstance(family, ControlFlow):
             inner = _product(family.iterations(node, execution.extents), times)
             within = (*path, own_name(node))
-            bodies = [_runs(body, inner, within, work, execution) for body in subgraphs(node)]
+            running = [body for body in subgraphs(node) if body not in not_taken]
+            bodies = [_runs(body, inner, within, work, execution, not_taken) for body in running]
             if bodies:
                 dearest = max(bodies, key=lambda body: (body.macs, body.flops, len(body.nodes)))
                 found.nodes += dearest.nodes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.report import units
-from graphopt.report.terminal import findings
+from graphopt.report.terminal import run_lines
 
 if TYPE_CHECKING:
     from graphopt.pricing import Cost, NodeCost
@@ -47,7 +47,7 @@ def render(report: Report) -> str:
         pipeline=html.escape(report.pipeline or "(no passes)"),
         warnings="".join(f'<p class="warning">{html.escape(warning)}</p>' for warning in report.warnings),
         summary=_summary(report),
-        findings="".join(f"<p>{html.escape(line)}</p>" for line in findings(report)),
+        findings="".join(f"<p>{html.escape(line)}</p>" for line in run_lines(report)),
         passes=_passes(report),
         remarks=_remarks(report) + _exceptions(report),
         nodes=_nodes("Result", after, is_open=True) + _nodes("Original", before, is_open=False),

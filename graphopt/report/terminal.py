@@ -59,13 +59,23 @@ def print_report(report: Report, out: Console, *, verbose: bool = False) -> None
     """The table of a run, its verdicts and its warnings."""
     out.print(_pass_table(report))
     out.print()
-    _print_lines([*findings(report), *quality_hint(report), *pass_lines(report)], out)
-    _print_lines([*unchanged_lines(report), *sensitivity_lines(report)], out)
+    _print_lines(run_lines(report), out)
     if verbose:
         _print_lines(_remarks(report), out)
     if report.output is not None:
         _print_lines([f"wrote {report.output} ({units.size(report.after.bytes)})"], out)
     _print_warnings(report.warnings, out)
+
+
+def run_lines(report: Report) -> list[str]:
+    """What there is to say of a run below its table, a line each."""
+    return [
+        *findings(report),
+        *quality_hint(report),
+        *pass_lines(report),
+        *unchanged_lines(report),
+        *sensitivity_lines(report),
+    ]
 
 
 def print_comparison(comparison: Comparison, out: Console) -> None:

@@ -319,3 +319,29 @@ def test_corpus(corpus: Path) -> None:
     assert found["squeezenet"].params == pytest.approx(1.248e6, rel=1e-3)
     assert all(cost.params > 0 and cost.bytes > 0 for cost in found.values())
     assert "com.microsoft.extensions.DecodeImage" in found["superres_prepost_op18"].unknown_cost_ops
+
+
+CHOICE = """g (float[n,4] x, bool c, float[4,8] w, float[4,2] v) => (float[n,m] y) <int64[1] first = {0}, int64[1] two = {2}> {
+    s = Shape(x)  b = Gather(s, first)  small = Equal(b, two)  one = Squeeze(small)
+    y = If (CONDITION) <then_branch = t () => (float[n,8] p) { p = MatMul(x, w) },
+                        else_branch = e () => (float[n,2] q) { q = MatMul(x, v) }>
+}"""
+
+
+@pytest.mark.parametrize(("condition", "rows", "columns"), [("c", 2, 8), ("c", 3, 8), ("one", 2, 8), ("one", 3, 2)])
+def test_of_an_if_the_branch_counts_that_runs(model_of: ModelOf, condition: str, rows: int, columns: int) -> None:
+    """By a condition that follows from extents; where it does not, the dearer one."""
+    weights = {"w": np.ones((4, 8), np.float32), "v": np.ones((4, 2), np.float32)}
+    model = model_of(CHOICE.replace("CONDITION", condition), **weights)
+    assert price(model, shapes={"x": [rows, 4]}).macs == rows * 4 * columns
+
+
+def test_a_branch_that_cannot_run_does_not_count(model_of: ModelOf) -> None:
+    text = """g (float[n,4] x, bool c, float[4,8] w) => (float[m] y) <int64[1] zero = {0}> {
+        y = If (c) <then_branch = t () => (float[r] p) { z = Squeeze(x, zero)  q = MatMul(z, w)  p = d.Magic(q) },
+                    else_branch = e () => (float[k] o) { o = ReduceMax<keepdims = 0>(x) }>
+    }"""
+    weights = {"w": np.ones((4, 8), np.float32)}
+    one, two = (price(model_of(text, **weights), shapes={"x": [rows, 4]}) for rows in (1, 2))
+    assert (one.macs, one.unknown_cost_ops) == (32, ("d.Magic",))
+    assert (two.macs, two.unknown_cost_ops) == (0, ())

@@ -89,3 +89,12 @@ def test_huge_graphs_are_cut_and_say_so(report: Report, monkeypatch: pytest.Monk
     page = Page(report.to_html())
     assert "the 2 dearest of 3 nodes" in page.text
     assert not any(row[0] == "mystery" for row in page.rows)
+
+
+def test_the_page_says_what_the_terminal_does(report: Report) -> None:
+    idle = dataclasses.replace(
+        report.passes[-1], name="prune", exact=False, modified=False, facts={"unchanged": "too <narrow>"}
+    )
+    page = Page(html.render(dataclasses.replace(report, passes=(*report.passes, idle))))
+    assert "'prune' changed nothing: too <narrow>" in page.text
+    assert "1 of 3 exact passes found nothing to rewrite" in page.text
