@@ -287,7 +287,8 @@ def integer_lines(proof: Integer) -> Iterator[str]:
     if proof.sqnr_db is not None:
         facts.append(f"SQNR {proof.sqnr_db:.1f} dB")
     if share.conversions:
-        facts.append(f"{share.conversions} conversions between float and integer")
+        plural = "s" if share.conversions > 1 else ""
+        facts.append(f"{share.conversions} conversion{plural} between float and integer")
     yield ", ".join(facts)
     for node in exceptions[:_LISTED_EXCEPTIONS]:
         yield f"  in float: {node.op_type} '{_end_of(node.name)}', {units.count(node.macs)} MACs: {node.why}"
