@@ -18,12 +18,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graphopt.analysis.coupling import Coupling, couple, remove
+from graphopt.analysis.coupling import couple
 from graphopt.ir.surgery import FreshNames, drop_unread
 from graphopt.pipeline.base import PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import Latency
+from graphopt_passes.lossless.eliminate_identity import EliminateIdentity
 from graphopt_passes.lossy import LossyPass, check_amounts
+from graphopt_passes.pruning.branches import take_out
 from graphopt_passes.pruning.execution import Execution, Settings
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Limits
@@ -63,6 +65,7 @@ class PruneChannels(LossyPass):
         minimum=1,
     )
     min_width: int = option(1, "channels that every layer keeps at least", minimum=1)
+    branches: bool = option(True, "let branches of residual additions go as a whole where samples are for it")
     exclude: tuple[str, ...] = option((), "names of layers, or patterns for them, that keep their channels")
     rows: int = option(12_000, "rows of a layer's input that are looked at", minimum=100)
 
@@ -105,7 +108,7 @@ class PruneChannels(LossyPass):
         if not coupling.groups:
             return _unchanged("no layer has channels that can go", given, remarks, warnings)
         structure = Structure(model, coupling)
-        execution = Execution(model, structure, self._settings(context), context, remarks)
+        execution = Execution(model, structure, self._settings(context), context, remarks, excluded)
         with structure.threads():
             gone = {number: units for number, units in execution.decide().items() if len(units)}
         if not gone:
@@ -116,11 +119,13 @@ class PruneChannels(LossyPass):
         original = model.clone() if evidence is not None else None
         with structure.threads():
             gone = execution.repair(gone)
-        _say_widths(coupling, {number: len(units) for number, units in gone.items()}, remarks)
-        touched = remove(model, coupling, structure.units(gone))
+        _say_widths(structure, gone, remarks)
+        touched = take_out(model, structure, gone)
+        if touched is None:
+            EliminateIdentity().run(model, context)
         facts: dict[str, Any] = {}
         if execution.rounded is not None:
-            went = f"; as many MACs are {_share_gone(coupling, gone):.2f} of the channels where they harm least"
+            went = f"; as many MACs are {_share_gone(structure, gone):.2f} of the channels where they harm least"
             facts["notes"] = [execution.rounded + ("" if self.scope == "uniform" else went)]
         if evidence is not None and original is not None:
             taken = evidence.remember(
@@ -144,6 +149,7 @@ class PruneChannels(LossyPass):
             repair=self.repair,
             limits=Limits(align, self.min_width),
             rows=self.rows,
+            branches=self.branches,
         )
 
     def _excluded(self, model: ir.Model, context: PassContext) -> tuple[Callable[[ir.Node], bool], list[str]]:
@@ -200,14 +206,17 @@ def _take_biases(given: list[Linear]) -> None:
         drop_unread([bias])
 
 
-def _share_gone(coupling: Coupling, gone: Mapping[int, NDArray[Any]]) -> float:
+def _share_gone(structure: Structure, gone: Mapping[int, NDArray[Any]]) -> float:
     """The share of the channels that can go which do."""
-    total = sum(len(group.units) * group.lanes for group in coupling.groups)
-    return sum(len(units) * coupling.groups[number].lanes for number, units in gone.items()) / total
+    total = sum(len(group.units) * group.lanes for group in structure.groups)
+    return sum(len(units) * structure.groups[number].lanes for number, units in gone.items()) / total
 
 
-def _say_widths(coupling: Coupling, gone: dict[int, int], remarks: Remarks) -> None:
-    for number, count in gone.items():
-        group = coupling.groups[number]
+def _say_widths(structure: Structure, gone: Mapping[int, NDArray[Any]], remarks: Remarks) -> None:
+    for number, units in gone.items():
+        group = structure.groups[number]
         width = len(group.units) * group.lanes
-        remarks.applied(group.name, f"{width - count * group.lanes} of {width} channels stay")
+        if structure.goes_whole(number, gone):
+            remarks.applied(group.name, f"its branch goes as a whole, {width} channels")
+        else:
+            remarks.applied(group.name, f"{width - len(units) * group.lanes} of {width} channels stay")

@@ -124,7 +124,7 @@ def curves(walk: Walk, model: ir.Model, structure: Structure) -> dict[int, Curve
         for number in wanted:
             readings = structure.readings[number]
             if all((reading.key, reading.block) in known for reading in readings):
-                result[number] = _curve(readings, known)
+                result[number] = _curve(readings, known, whole=number in structure.branches)
                 waiting.discard(number)
         needed = {(reading.key, reading.block) for number in waiting for reading in structure.readings[number]}
         for name in [name for name in known if name not in needed]:
@@ -132,13 +132,14 @@ def curves(walk: Walk, model: ir.Model, structure: Structure) -> dict[int, Curve
     return result
 
 
-def _curve(readings: Sequence[Reading], known: Mapping[tuple[str, int], Seen]) -> Curve:
+def _curve(readings: Sequence[Reading], known: Mapping[tuple[str, int], Seen], *, whole: bool) -> Curve:
+    """`whole` says that all units may go, and what the readers give with them."""
     parts = [known[reading.key, reading.block] for reading in readings]
     readers = [
         Reader(part.found, part.prior, reading.columns, part.weight)
         for part, reading in zip(parts, readings, strict=True)
     ]
-    found = eliminate(readers, at_once=step_share(parts))
+    found = eliminate(readers, fewest=0 if whole else 1, at_once=step_share(parts))
     units = len(readings[0].columns)
     probes: list[Probe] = []
     for share in _PROBES:
@@ -151,6 +152,12 @@ def _curve(readings: Sequence[Reading], known: Mapping[tuple[str, int], Seen]) -
             for part, reading in zip(parts, readings, strict=True)
         }
         probes.append(Probe(width, float(found.errors[units - width]), layers))
+    if whole:
+        nothing = {
+            (reading.key, reading.block): Layer(np.zeros_like(part.prior), np.zeros(len(part.prior)))
+            for part, reading in zip(parts, readings, strict=True)
+        }
+        probes.append(Probe(0, float(found.errors[units]), nothing))
     return Curve(found, probes)
 
 

@@ -6,7 +6,7 @@ the channels. Everything behind that is common.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from graphopt.pipeline.remarks import Remarks
 from graphopt.pricing import price
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.pruning import merging, planning, scores
+from graphopt_passes.pruning.branches import branches
 from graphopt_passes.pruning.costs import Measure
 from graphopt_passes.pruning.planning import Calibration, Ranking
 from graphopt_passes.pruning.repair import Method, repair
@@ -44,6 +45,7 @@ class Settings:
         repair: whether layers are refitted, where there are samples.
         limits: of widths.
         rows: of a layer's input that are looked at.
+        branches: whether those of residual additions may go as a whole.
     """
 
     criterion: str
@@ -54,15 +56,23 @@ class Settings:
     repair: bool
     limits: Limits
     rows: int
+    branches: bool = True
 
 
 class Execution:
     """What is known during one run."""
 
     def __init__(
-        self, model: ir.Model, structure: Structure, settings: Settings, context: PassContext, remarks: Remarks
+        self,
+        model: ir.Model,
+        structure: Structure,
+        settings: Settings,
+        context: PassContext,
+        remarks: Remarks,
+        excluded: Callable[[ir.Node], bool],
     ) -> None:
-        """`model` is changed by `repair` only."""
+        """`model` is changed by `repair` only; branches with an excluded node stay."""
+        self._excluded = excluded
         self._model = model
         self._structure = structure
         self._settings = settings
@@ -92,6 +102,7 @@ class Execution:
             TargetNotMetError: the budget cannot be met.
         """
         settings = self._settings
+        self._find_branches()
         budget = Budget(self._model, self._structure, settings.measure, settings.limits)
         if settings.ratio == 0:
             return {}
@@ -108,6 +119,13 @@ class Execution:
         )
         self._remarks.applied("widths", f"chosen with {blend:g} of the measured sensitivity of the outputs")
         return ranking.gone(widths)
+
+    def _find_branches(self) -> None:
+        """Let branches go as a whole where what that does is measured and repaired."""
+        settings = self._settings
+        measured = settings.criterion == "obs" and self._calibration is not None and settings.repair
+        if settings.branches and measured and not settings.uniform and settings.limits.fewest == 1:
+            self._structure.branches = branches(self._model, self._structure, self._excluded)
 
     def repair(self, gone: Mapping[int, Array]) -> dict[int, Array]:
         """Refit the model's layers in place, where there are samples; the units that go in the end."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from graphopt.errors import TargetNotMetError
 from graphopt.pipeline.evidence import Evidence
 from graphopt_passes.numerics.elimination import Elimination
 from graphopt_passes.numerics.quantizer import Array
@@ -121,18 +122,36 @@ def least_harm(
     limit: float,
     macs: float,
 ) -> tuple[Array, float]:
-    """The widths within `limit` whose outputs stay nearest to the original's, and the blend that gave them."""
-    choices = {blend: budget.least_harm(ranking.curves(blend), limit) for blend in BLENDS}
+    """The widths within `limit` whose outputs stay nearest to the original's, and the blend that gave them.
+
+    Raises:
+        TargetNotMetError: not even the narrowest widths fit.
+    """
     if macs * min(_TRIAL_SAMPLES, len(calibration.evidence.samples)) > _TRIAL_WORK:
-        return choices[BLENDS[1]], BLENDS[1]
+        middle = BLENDS[1]
+        return budget.least_harm(ranking.curves(middle), limit, whole=bool(structure.branches)), middle
+    choices = _choices(ranking, budget, limit, whole=bool(structure.branches))
     fitting, held_out = calibration.split()
     judge = Judge(model, held_out)
     harms: dict[tuple[int, ...], float] = {}
-    for widths in choices.values():
+    for widths, _ in choices:
         if tuple(widths) not in harms:
             harms[tuple(widths)] = judge.harm(pruned(model, structure, fitting, ranking.gone(widths)))
-    best = min(choices, key=lambda blend: harms[tuple(choices[blend])])
-    return choices[best], best
+    return min(choices, key=lambda choice: harms[tuple(choice[0])])
+
+
+def _choices(ranking: Ranking, budget: Budget, limit: float, *, whole: bool) -> list[tuple[Array, float]]:
+    """Widths to try, and their blends: with all branches, and where some may go as a whole, with those that are better off."""
+    found, failure = [], None
+    for some in (False, True) if whole else (False,):
+        for blend in BLENDS:
+            try:
+                found.append((budget.least_harm(ranking.curves(blend), limit, whole=some), blend))
+            except TargetNotMetError as error:
+                failure = error
+    if failure is not None and not found:
+        raise failure
+    return found
 
 
 def pruned(

@@ -104,12 +104,18 @@ class _Repair:
         found: dict[str, pairs.Couple] = {}
         for layer in layers:
             pair = pairs.couple_of(layer)
-            if pair is not None and self._own_groups(pair.second):
+            if pair is not None and self._own_groups(pair.second) and not self._is_nothing(pair.second):
                 found[layer.key] = pair
         return found
 
     def one(self, layer: Linear, rows: int | None = None) -> Observed | None:
         """Refit one layer; what was seen of it."""
+        if self._is_nothing(layer):
+            layer.store(
+                np.zeros_like(layer.weight()), np.zeros(layer.channels) if layer.takes_bias else None, self._names
+            )
+            self.result.refitted += 1
+            return None
         mask = self._mask(layer)
         if not self.result.refitted and not mask.any():  # until then both networks are the same
             return None
@@ -156,6 +162,11 @@ class _Repair:
 
     def _mask(self, layer: Linear) -> Array:
         return self._structure.gone_columns(layer.key, (layer.groups, layer.width), self.result.gone)
+
+    def _is_nothing(self, layer: Linear) -> bool:
+        """Whether it ends a branch that goes as a whole."""
+        gone = self.result.gone
+        return any(self._structure.goes_whole(number, gone) for number in self._structure.readers.get(layer.key, ()))
 
     def _own_groups(self, layer: Linear) -> list[int]:
         """Groups that lose units and that `layer` alone reads."""

@@ -53,10 +53,12 @@ def harms(curve: Array, points: list[tuple[float, float]], blend: float) -> Arra
 
     Args:
         curve: by width.
-        points: (E, H) at the probes; none leave the errors as they are.
+        points: (E, H) at the probes; none leave the errors as they are. One at width 0 counts there and nowhere else.
         blend: 0 believes in relative errors alone, 1 in measured harm alone.
     """
     usable = [(error, harm) for error, harm in points if error > 0 and 0 < harm < math.inf]
+    nothing = [point for point in usable if point[0] == curve[0]]
+    usable = [point for point in usable if point not in nothing] or usable
     if not usable or blend == 0:
         return curve
     logs = np.log(np.array(usable))
@@ -68,4 +70,6 @@ def harms(curve: Array, points: list[tuple[float, float]], blend: float) -> Arra
     positive = (curve > 0) & np.isfinite(curve)
     found[positive] = np.exp(blend * level + (1 - blend + blend * power) * np.log(curve[positive]))
     found[~np.isfinite(curve)] = np.inf
+    if nothing:
+        found[0] = nothing[0][0] ** (1 - blend) * nothing[0][1] ** blend
     return found

@@ -44,7 +44,11 @@ class Reading:
 
 
 class Structure:
-    """Groups and the layers that read them; names only, so that it holds for every clone of the model."""
+    """Groups and the layers that read them; names only, so that it holds for every clone of the model.
+
+    Attributes:
+        branches: sums whose branch goes with the last unit of a group, by the group's number (branches.py); none by default.
+    """
 
     def __init__(self, model: ir.Model, coupling: Coupling) -> None:
         """`coupling` is that of `model`."""
@@ -55,6 +59,7 @@ class Structure:
         self._widest = max((layer.width for layer in layers), default=0)
         self._by_node = {layer.node.outputs[0].name or "": layer for layer in layers}
         self.readings = [self._readings(group) for group in self.groups]
+        self.branches: dict[int, str] = {}
 
     def threads(self) -> AbstractContextManager[None]:
         """How many threads products use within: one where all matrices are small, for several wait by spinning."""
@@ -83,6 +88,10 @@ class Structure:
     def units(self, gone: Mapping[int, Collection[int]]) -> list[Unit]:
         """The units with the numbers `gone` of each group."""
         return [self.groups[number].units[unit] for number, units in gone.items() for unit in units]
+
+    def goes_whole(self, number: int, gone: Mapping[int, Collection[int]]) -> bool:
+        """Whether `gone` takes all units of a group, and with them a branch."""
+        return number in self.branches and len(gone.get(number, ())) == len(self.groups[number].units)
 
     def gone_columns(self, key: str, shape: tuple[int, int], gone: Mapping[int, Collection[int]]) -> Array:
         """(G, K) bool: columns of layer `key` that read removed units."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from graphopt.analysis.coupling import remove
 from graphopt.errors import TargetNotMetError
 from graphopt.pricing import price
 from graphopt_passes.numerics.allocation import Choices, allocate
 from graphopt_passes.numerics.quantizer import Array
+from graphopt_passes.pruning.branches import take_out
 from graphopt_passes.pruning.costs import Measure, cost_of
 from graphopt_passes.pruning.structure import Structure
 
@@ -80,7 +80,7 @@ class Budget:
         if key not in self._priced:
             model = self._model.clone()
             gone = {number: range(self.full[number] - width) for number, width in enumerate(key)}
-            remove(model, self._structure.coupling, self._structure.units(gone))
+            take_out(model, self._structure, gone)
             self._priced[key] = float(getattr(price(model), self._measure))
         return self._priced[key]
 
@@ -101,26 +101,28 @@ class Budget:
     def uniform_within(self, budget: float) -> Array:
         """The smallest uniform ratio that fits."""
         low, high = 0.0, 1.0
-        self._check(budget)
+        self._check(budget, self.allowed)
         for _ in range(20):
             middle = (low + high) / 2
             low, high = (low, middle) if self.real(self.uniform(middle)) <= budget else (middle, high)
         return self._filled(self.uniform(high), self.uniform(low), budget)
 
-    def least_harm(self, curves: Mapping[int, Array], budget: float) -> Array:
+    def least_harm(self, curves: Mapping[int, Array], budget: float, *, whole: bool = False) -> Array:
         """The widths of least harm that fit.
 
         Args:
             curves: by group (U + 1,) harm by width; groups without one keep all.
             budget: of the whole model.
+            whole: whether groups that take a branch along may go as a whole, where the curve says what that costs.
 
         Raises:
             TargetNotMetError: not even the narrowest widths fit.
         """
-        self._check(budget)
+        widths_of = self._with_none() if whole else self.allowed
+        self._check(budget, widths_of)
         choices = [
             Choices.of(curves[number], allowed) if number in curves else Choices(allowed[-1:], np.zeros(1))
-            for number, allowed in enumerate(self.allowed)
+            for number, allowed in enumerate(widths_of)
         ]
         fixed = self.real(self.full) - self._cost.of(self.full)
         aim, best = budget - fixed, None
@@ -132,14 +134,17 @@ class Budget:
             if _NEAR * budget <= real <= budget or np.array_equal(widths, self.full):
                 break
             aim += (budget - real) * (1.0 if real > budget else 0.7)
-        return self.narrowest() if best is None else best
+        return _narrowest(widths_of) if best is None else best
 
-    def narrowest(self) -> Array:
-        """The fewest units of every group."""
-        return np.array([allowed[0] for allowed in self.allowed], int)
+    def _with_none(self) -> list[Array]:
+        """Widths that groups may keep, and 0 where a branch goes with them."""
+        return [
+            np.append(0, allowed) if number in self._structure.branches else allowed
+            for number, allowed in enumerate(self.allowed)
+        ]
 
-    def _check(self, budget: float) -> None:
-        least = self.real(self.narrowest())
+    def _check(self, budget: float, allowed: Sequence[Array]) -> None:
+        least = self.real(_narrowest(allowed))
         if least > budget:
             full = self.real(self.full)
             possible = math.ceil(1e3 * least / full) / 1e3
@@ -156,6 +161,11 @@ class Budget:
             if self.real(trial) <= budget:
                 widths = trial
         return widths
+
+
+def _narrowest(allowed: Sequence[Array]) -> Array:
+    """The fewest units of every group."""
+    return np.array([widths[0] for widths in allowed], int)
 
 
 def removed(order: Sequence[Array], widths: Array) -> dict[int, Array]:
