@@ -27,6 +27,7 @@ from graphopt_passes.lossless.eliminate_identity import EliminateIdentity
 from graphopt_passes.lossy import LossyPass, check_amounts
 from graphopt_passes.pruning.branches import take_out
 from graphopt_passes.pruning.execution import Execution, Settings
+from graphopt_passes.pruning.gains import counts
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Limits
 from graphopt_passes.reconstruction import stopwatch
@@ -129,7 +130,7 @@ class PruneChannels(LossyPass):
             facts["notes"] = [execution.rounded + ("" if self.scope == "uniform" else went)]
         if evidence is not None and original is not None:
             taken = evidence.remember(
-                ("pruned", _widths(gone)), original, lambda: stopwatch.race(original, model, evidence)
+                ("pruned", counts(gone)), original, lambda: stopwatch.race(original, model, evidence)
             )
             facts["time"] = taken.to_dict()
             remarks.applied("model", f"measured {stopwatch.said(taken)}")
@@ -175,11 +176,6 @@ def _unchanged(why: str, given: list[Linear], remarks: Remarks, warnings: list[s
     remarks.missed("model", f"nothing to prune: {why}")
     _take_biases(given)
     return PassResult(False, (), remarks.listed(), warnings, {"unchanged": why})
-
-
-def _widths(gone: Mapping[int, NDArray[Any]]) -> tuple[tuple[int, bytes], ...]:
-    """What goes, as a key."""
-    return tuple((number, np.asarray(units).tobytes()) for number, units in sorted(gone.items()))
 
 
 def _slower(taken: Latency, align: int | None) -> list[str]:

@@ -107,6 +107,19 @@ def test_dead_channels_cost_nothing_and_go_first() -> None:
     assert _error(model, result.model) < 1e-9
 
 
+@pytest.mark.parametrize(("samples", "stays"), [(80, True), (200, False)])
+def test_few_rows_move_the_bias_of_a_layer_that_loses_nothing(samples: int, *, stays: bool) -> None:
+    model = _network((8, 12, 16))  # ten rows per input of the Gemm are 160 samples
+    result = _prune(model, "ratio=0.4,align=1,exclude=conv2", _samples(samples))
+    before, after = (
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in one.graph.initializer}
+        for one in (model, result.model)
+    )
+    head = next(node for node in result.model.graph.node if node.name == "head")
+    assert np.array_equal(before["w"], after[head.input[1]]) == stays
+    assert np.abs(after[head.input[2]]).max() > 0
+
+
 def test_repair_and_measured_choice_beat_norms() -> None:
     model, data = _network((16, 16, 16)), _samples(96)
     options = "macs=0.6,align=1"

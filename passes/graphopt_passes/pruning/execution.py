@@ -16,13 +16,14 @@ from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.remarks import Remarks
 from graphopt.pricing import price
 from graphopt_passes.numerics.quantizer import Array
-from graphopt_passes.pruning import merging, planning, scores
+from graphopt_passes.pruning import gains, merging, planning, scores
 from graphopt_passes.pruning.branches import branches
 from graphopt_passes.pruning.costs import Measure
 from graphopt_passes.pruning.planning import Calibration, Ranking
 from graphopt_passes.pruning.repair import Method, repair
 from graphopt_passes.pruning.structure import Structure
 from graphopt_passes.pruning.widths import Budget, Limits
+from graphopt_passes.reconstruction import stopwatch
 
 _WALK_WORK, _FEWEST_SAMPLES = 6e11, 64
 """Multiply-accumulates of one run over the samples, and how few of them are used to stay below."""
@@ -78,6 +79,7 @@ class Execution:
         self._settings = settings
         self._context = context
         self._remarks = remarks
+        self._blend: float | None = None
         self.refitted = 0
         self.rounded: str | None = None
 
@@ -112,12 +114,34 @@ class Execution:
         if settings.uniform:
             uniform = budget.uniform(settings.ratio) if settings.ratio is not None else budget.uniform_within(limit)
             return ranking.gone(uniform)
+        gone = self._gaining(lambda widths: self._least_harm(ranking, widths, limit), budget)
+        if self._blend is not None:
+            self._remarks.applied("widths", f"chosen with {self._blend:g} of the measured sensitivity of the outputs")
+        return gone
+
+    def _gaining(self, choose: Callable[[Budget], dict[int, Array]], budget: Budget) -> dict[int, Array]:
+        """What `choose` lets go, without widths that gain no time where that can be measured."""
+        clock = stopwatch.clock(self._context)
+        if clock is None:
+            return choose(budget)
+        drafts = gains.Drafts(self._model, self._structure, clock)
+        blocks = Limits(self._context.device.alignment, self._settings.limits.fewest)
+        gone, back = gains.settle(drafts, choose, budget, blocks)
+        for number in back:
+            name = self._structure.groups[number].name
+            self._remarks.missed(
+                name, "slower on this machine: widths without full blocks, or all but its own, are left out"
+            )
+        return gone
+
+    def _least_harm(self, ranking: Ranking, budget: Budget, limit: float) -> dict[int, Array]:
+        """The units that go for the widths that `budget` allows."""
         if self._calibration is None or not ranking.points:
             return ranking.gone(budget.least_harm(ranking.curves(0.0), limit))
         widths, blend = planning.least_harm(
             self._model, self._structure, self._calibration, ranking, budget, limit, self._macs
         )
-        self._remarks.applied("widths", f"chosen with {blend:g} of the measured sensitivity of the outputs")
+        self._blend = blend
         return ranking.gone(widths)
 
     def _find_branches(self) -> None:

@@ -33,6 +33,8 @@ from graphopt_passes.reconstruction.walk import Observed, Walk
 _ROUNDS = 4
 _UNTOUCHED = 1e-6
 """A layer whose error is below this share of its targets' variance needs no refit."""
+_ROWS_PER_COLUMN = 10
+"""With fewer rows a layer that loses no columns keeps its weights, and its bias moves: its refit would fit noise."""
 _FEWEST_COLUMNS = 16
 """Layers with fewer columns (depthwise convolutions) keep their weights: refits of these fit noise. Their bias moves."""
 
@@ -198,7 +200,8 @@ class _Repair:
             channels = block_channels(layer, block)
             kept = np.flatnonzero(~mask[block])
             weight[block][:, mask[block]] = 0
-            if layer.width < _FEWEST_COLUMNS or not len(kept):
+            few = len(kept) == layer.width and seen.inputs.shape[2] < _ROWS_PER_COLUMN * layer.width
+            if few or layer.width < _FEWEST_COLUMNS or not len(kept):
                 bias[channels] = known.found.target_mean - weight[block] @ known.found.input_mean
                 continue
             new = _fit(known, seen, block, channels, kept)

@@ -6,8 +6,9 @@ priced by removing its units from a clone, and the products of costs.py are only
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,17 @@ class Budget:
         self.full = np.array([len(group.units) for group in structure.groups], int)
         self._lanes = np.array([group.lanes for group in structure.groups], int)
         self.allowed = [limits.widths(len(group.units), group.lanes) for group in structure.groups]
+
+    def narrowed(self, numbers: Collection[int], limits: Limits) -> Budget:
+        """The same with fewer widths for some groups: those within `limits`, and where these rule none out, all units."""
+        other = copy.copy(self)
+        other.allowed = list(self.allowed)
+        for number in numbers:
+            allowed = self.allowed[number]
+            within = limits.widths(int(self.full[number]), int(self._lanes[number]))
+            blocks = allowed[np.isin(allowed, within)]
+            other.allowed[number] = blocks if len(blocks) < len(allowed) else allowed[-1:]
+        return other
 
     def real(self, widths: Array) -> float:
         """What the model costs at `widths`."""
