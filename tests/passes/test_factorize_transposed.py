@@ -16,7 +16,7 @@ from graphopt.data import open_samples
 from graphopt.ir.surgery import FreshNames
 from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.session import Session
-from graphopt_passes.factorization import sequential
+from graphopt_passes.factorization import compress, regression, sequential
 from graphopt_passes.factorization.regression import RIDGE
 from graphopt_passes.numerics.quadratic import Array
 from graphopt_passes.reconstruction.transposed import TransposedLinear, layers_of
@@ -198,3 +198,12 @@ def test_fewer_positions_than_inputs_give_finite_weights_and_a_remark() -> None:
     result = run("factorize{rank=0.5,schemes=input,align=1,prefer=macs}", samples(1))
     assert "ConvTranspose 't': fewer calibration rows (144) than inputs (256)" in remarks(result)
     assert np.isfinite(error(result))
+
+
+def test_layers_too_wide_for_moments_fit_their_weights_and_move_their_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (regression, compress):
+        monkeypatch.setattr(module, "MOST_INPUTS", 100)
+    text = "factorize{rank=0.3,schemes=input,align=1,prefer=macs}"
+    wide, alone = run(text, samples(24)), run(text)
+    assert "ConvTranspose 't': more than 100 inputs: parts fit its weights alone" in remarks(wide)
+    assert error(wide) < 0.95 * error(alone)

@@ -42,6 +42,7 @@ from graphopt_passes.reconstruction import stopwatch
 from graphopt_passes.reconstruction.distillation import distill
 from graphopt_passes.reconstruction.harm import Harm
 from graphopt_passes.reconstruction.linear import Linear
+from graphopt_passes.reconstruction.problem import MOST_INPUTS
 from graphopt_passes.reconstruction.transposed import layers_of
 from graphopt_passes.reconstruction.walk import Walk
 
@@ -235,7 +236,11 @@ class Compression:
         if not self.settings.search.candidates(site):
             return Proposal(site, [keep])
         seen = walk.observe(layer)
-        if seen.rows < layer.width:
+        if layer.width > MOST_INPUTS:
+            self.remarks.missed(
+                label(site.layer.node), f"more than {MOST_INPUTS:,} inputs: parts fit its weights alone"
+            )
+        elif seen.rows < layer.width:
             why = f"fewer calibration rows ({seen.rows}) than inputs ({layer.width}): held near its own weights"
             self.remarks.missed(label(site.layer.node), why)
         regression = Regression(seen, layer.weight(), centred=layer.takes_bias)

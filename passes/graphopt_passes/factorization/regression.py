@@ -11,6 +11,8 @@ place of the targets,
     min  (a(z) - a(y))² + λ_z (z - p)²      p: the present prediction, a: the activation, cutting off below low, above high
 
 solved for each element in closed form on the three branches of a.
+
+Of more than `MOST_INPUTS` inputs no moments are gathered: what fits such a layer fits its weights alone, and its bias the rows.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 
 from graphopt_passes.numerics.quadratic import Array, Quadratic, solve_positive
 from graphopt_passes.reconstruction.following import Activation
+from graphopt_passes.reconstruction.problem import MOST_INPUTS
 from graphopt_passes.reconstruction.walk import Observed
 
 RIDGE = 3e-2
@@ -44,17 +47,23 @@ class Regression:
         rows = max(1, seen.rows)
         groups, width, _ = seen.inputs.shape
         self.mean = seen.inputs.mean(axis=-1, dtype=np.float64) if centred else np.zeros((groups, width))
+        self.silent = 0
+        """How many inputs never vary (or, where means count, are always 0)."""
+        self._inverse: Array | None = None
+        self.gram: Array | None = None
+        if width > MOST_INPUTS:
+            return
         second = np.matmul(seen.inputs, seen.inputs.transpose(0, 2, 1)).astype(np.float64) / rows
         self._raw = second - self.mean[:, :, None] * self.mean[:, None, :]
         self.silent = int((np.diagonal(self._raw, axis1=1, axis2=2) <= 0).sum())
-        """How many inputs never vary (or, where means count, are always 0)."""
         scale = np.maximum(np.trace(self._raw, axis1=1, axis2=2) / width, 0)
         self.gram = self._raw + (ridge * scale)[:, None, None] * np.eye(width)
-        self._inverse: Array | None = None
 
     def quadratics(self, targets: Array | None = None) -> list[Quadratic]:
         """The objective of every group, for `targets` (C, R) or those that were observed."""
-        best = self._best(self._seen.targets if targets is None else targets)
+        if self.gram is None:
+            return [Quadratic.of(one) for one in self.weight]
+        best = self._best(self.gram, self._seen.targets if targets is None else targets)
         return [Quadratic.of(one, gram) for one, gram in zip(best, self.gram, strict=True)]
 
     def bias(self, dense: Array, targets: Array | None = None) -> Array | None:
@@ -79,7 +88,7 @@ class Regression:
         found = cut_off(present, wanted, activation, penalty)
         return found if offset is None else found - offset
 
-    def _best(self, targets: Array) -> Array:
+    def _best(self, gram: Array, targets: Array) -> Array:
         groups, outputs, width = self.weight.shape
         rows = max(1, self.inputs.shape[-1])
         wanted = targets.reshape(groups, outputs, -1).astype(np.float32, copy=False)
@@ -87,7 +96,7 @@ class Regression:
         if self.centred:
             cross -= wanted.mean(axis=-1, dtype=np.float64)[:, :, None] * self.mean[:, None, :]
         if self._inverse is None:
-            self._inverse = solve_positive(self.gram, np.broadcast_to(np.eye(width), self.gram.shape))
+            self._inverse = solve_positive(gram, np.broadcast_to(np.eye(width), gram.shape))
         best: Array = self.weight + (cross - self.weight @ self._raw) @ self._inverse
         return best
 
