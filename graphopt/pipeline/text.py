@@ -5,7 +5,8 @@
     option   = key "=" [word {":" word}]
     word     = bare | JSON string           bare: anything but white space and , : { } = "
 
-White space between tokens means nothing. Every error shows the line and points at the character.
+White space between tokens means nothing, and a dash in a key is an underscore. Every error shows the line and points at
+the character.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class _Reader:
 
     def _setting(self, earlier: list[Setting]) -> Setting:
         start, key = self._bare("the name of an option")
+        key = key.replace("-", "_")  # names of passes have dashes, so that options are often typed with them, too
         if any(setting.key == key for setting in earlier):
             raise PipelineError(pointed(f"option '{key}' is given twice", self.text, start))
         self.expect("=", "'='")

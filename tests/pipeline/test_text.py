@@ -92,6 +92,7 @@ def parse(text: str) -> Pipeline:
         ('prune-channels{label="none",rank=none}', (Prune(label="none"),)),
         ("prune-channels{label=none,mode=2}", (Prune(mode=2.0),)),
         ("prune-channels{window=3:-4,exact_only=true}", (Prune(window=(3, -4), exact_only=True),)),
+        ("prune-channels{exact-only=true}", (Prune(exact_only=True),)),
     ],
 )
 def test_reads(text: str, expected: tuple[Pass, ...]) -> None:
@@ -136,6 +137,9 @@ def test_prints_with_quotes_only_where_needed(pipeline: tuple[Pass, ...], expect
         ("prune-channels{ratio=.1,ratio=.2}", "option 'ratio' is given twice\n"
          "  prune-channels{ratio=.1,ratio=.2}\n"
          "                          ^"),
+        ("prune-channels{exact-only=true,exact_only=false}", "option 'exact_only' is given twice\n"
+         "  prune-channels{exact-only=true,exact_only=false}\n"
+         "                                 ^"),
         ('prune-channels{keep="a}', 'this quoted text is not a JSON string (Unterminated string starting at)\n'
          '  prune-channels{keep="a}\n'
          "                      ^"),
