@@ -220,7 +220,11 @@ class _Run:
 
     def _unchanged(self, pass_: Pass, why: str, seconds: float = 0.0) -> PassRecord:
         remark = Remark(f"pass '{pass_.name}'", why)
-        return PassRecord(pass_.name, options_of_record(pass_), seconds, False, self.cost, self.cost, (remark,))
+        options = options_of_record(pass_)
+        facts = {"unchanged": why}
+        return PassRecord(
+            pass_.name, options, seconds, False, self.cost, self.cost, (remark,), facts, exact=pass_.exact
+        )
 
     def _verify(self, touched: Touched) -> None:
         """Check what a pass touched. Types are inferred in between: they follow from a sound structure."""

@@ -104,6 +104,12 @@ class Modern(Swap):
     min_opset: ClassVar[int] = 18
 
 
+@dataclasses.dataclass(frozen=True)
+class ModernLossy(Modern):
+    name: ClassVar[str] = "modern-lossy"
+    exact: ClassVar[bool] = False
+
+
 class Watch:
     """Fakes of the rest of the house that note what they were asked."""
 
@@ -321,6 +327,9 @@ def test_a_pass_whose_opset_cannot_be_reached_is_left_out() -> None:
     assert operators(record) == ["Elu", "Abs", "Ceil"]
     assert record.model.opset_imports[""] == 13
     assert "left out: it needs opset 18, but Upsample cannot be converted" in str(record.passes[1].remarks[0])
+    (lossy,) = run(ModernLossy("Abs", "Floor"), tools={"upgrade": upgrade}).passes
+    assert (lossy.exact, lossy.modified) == (False, False)
+    assert lossy.facts["unchanged"].startswith("left out: it needs opset 18")
 
 
 def test_nodes_say_which_passes_touched_them() -> None:
