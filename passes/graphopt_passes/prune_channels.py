@@ -151,6 +151,7 @@ class PruneChannels(LossyPass):
             limits=Limits(align, self.min_width),
             rows=self.rows,
             branches=self.branches,
+            aligned=self.align is not None,
         )
 
     def _excluded(self, model: ir.Model, context: PassContext) -> tuple[Callable[[ir.Node], bool], list[str]]:

@@ -47,6 +47,7 @@ class Settings:
         limits: of widths.
         rows: of a layer's input that are looked at.
         branches: whether those of residual additions may go as a whole.
+        aligned: whether the user said what widths are multiples of.
     """
 
     criterion: str
@@ -58,6 +59,7 @@ class Settings:
     limits: Limits
     rows: int
     branches: bool = True
+    aligned: bool = False
 
 
 class Execution:
@@ -120,13 +122,12 @@ class Execution:
         return gone
 
     def _gaining(self, choose: Callable[[Budget], dict[int, Array]], budget: Budget) -> dict[int, Array]:
-        """What `choose` lets go, without widths that gain no time where that can be measured."""
-        clock = stopwatch.clock(self._context)
+        """What `choose` lets go, without widths that gain no time where these are ours to choose and time can be measured."""
+        clock = None if self._settings.aligned else stopwatch.clock(self._context)
         if clock is None:
             return choose(budget)
         drafts = gains.Drafts(self._model, self._structure, clock)
-        blocks = Limits(self._context.device.alignment, self._settings.limits.fewest)
-        gone, back = gains.settle(drafts, choose, budget, blocks)
+        gone, back = gains.settle(drafts, choose, budget, self._context.device.alignment)
         for number in back:
             name = self._structure.groups[number].name
             self._remarks.missed(

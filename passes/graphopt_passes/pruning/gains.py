@@ -21,7 +21,7 @@ from graphopt.runtime.latency import Latency
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.pruning.branches import take_out
 from graphopt_passes.pruning.structure import Structure
-from graphopt_passes.pruning.widths import Budget, Limits
+from graphopt_passes.pruning.widths import Budget
 from graphopt_passes.reconstruction import stopwatch
 
 _ROUNDS = 4
@@ -65,14 +65,14 @@ class Drafts:
         return self._evidence.remember(("pruned groups", counts(gone)), self._model, measured)
 
 
-def settle(drafts: Drafts, choose: Callable[[Budget], Gone], budget: Budget, limits: Limits) -> tuple[Gone, list[int]]:
+def settle(drafts: Drafts, choose: Callable[[Budget], Gone], budget: Budget, align: int) -> tuple[Gone, list[int]]:
     """Units that go such that the result is not slower than the original, as far as the budget allows.
 
     Args:
         drafts: of the network.
         choose: the units that go for the widths that a budget allows, or TargetNotMetError.
         budget: with all widths.
-        limits: widths that the device has full blocks for.
+        align: channels of the device's full blocks.
 
     Returns:
         The units that go, and the groups that went back to wider ones.
@@ -84,7 +84,7 @@ def settle(drafts: Drafts, choose: Callable[[Budget], Gone], budget: Budget, lim
     for _ in range(_ROUNDS):
         if not gone or drafts.whole(gone).interval[0] <= 1:
             break
-        found = _again(choose, budget, limits, _losing(drafts.ratios(gone)))
+        found = _again(choose, budget, align, _losing(drafts.ratios(gone)))
         if found is None:
             break
         gone, budget, losing = found
@@ -93,11 +93,11 @@ def settle(drafts: Drafts, choose: Callable[[Budget], Gone], budget: Budget, lim
 
 
 def _again(
-    choose: Callable[[Budget], Gone], budget: Budget, limits: Limits, losing: list[int]
+    choose: Callable[[Budget], Gone], budget: Budget, align: int, losing: list[int]
 ) -> tuple[Gone, Budget, list[int]] | None:
     """The choice with fewer widths for as many of the `losing` groups, the worst ones first, as the budget can do without."""
     while losing:
-        narrower = budget.narrowed(losing, limits)
+        narrower = budget.narrowed(losing, align)
         try:
             return choose(narrower), narrower, losing
         except TargetNotMetError:

@@ -75,14 +75,13 @@ class Budget:
         self._lanes = np.array([group.lanes for group in structure.groups], int)
         self.allowed = [limits.widths(len(group.units), group.lanes) for group in structure.groups]
 
-    def narrowed(self, numbers: Collection[int], limits: Limits) -> Budget:
-        """The same with fewer widths for some groups: those within `limits`, and where these rule none out, all units."""
+    def narrowed(self, numbers: Collection[int], align: int) -> Budget:
+        """The same with fewer widths for some groups: multiples of `align` channels, and where these rule none out, all units."""
         other = copy.copy(self)
         other.allowed = list(self.allowed)
         for number in numbers:
             allowed = self.allowed[number]
-            within = limits.widths(int(self.full[number]), int(self._lanes[number]))
-            blocks = allowed[np.isin(allowed, within)]
+            blocks = allowed[(allowed * self._lanes[number] % align == 0) | (allowed == self.full[number])]
             other.allowed[number] = blocks if len(blocks) < len(allowed) else allowed[-1:]
         return other
 
