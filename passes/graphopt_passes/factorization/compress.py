@@ -1,8 +1,8 @@
 """From options to a compressed network: candidates of every layer, one choice, one walk.
 
-With samples: candidates are fitted to what the layers see, their harm is measured in the network, the choice is a small
-integer program under the budget, and one sequential walk refits all layers. Without samples weights are approximated
-as they are, and the relative error of a layer's weights stands for its harm.
+With samples: candidates are fitted to what the layers see, their harm is measured in the network, and how much of it
+remains after refits; the choice is a small integer program under the budget, and one sequential walk refits all layers.
+Without samples weights are approximated as they are, and the relative error of a layer's weights stands for its harm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graphopt.pipeline.base import PassContext, PassResult
 from graphopt.pipeline.evidence import Evidence
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.blas import one_thread
-from graphopt_passes.factorization import sequential, settling
+from graphopt_passes.factorization import remaining, sequential, settling
 from graphopt_passes.factorization.attention import attention_pairs
 from graphopt_passes.factorization.candidates import Candidate, Search, fit_all, interpolated, probed
 from graphopt_passes.factorization.decision import Budget, decide
@@ -39,7 +39,7 @@ from graphopt_passes.factorization.sites import Site, site_of
 from graphopt_passes.factorization.units import TOGETHER, Proposal
 from graphopt_passes.numerics.quadratic import Array, Quadratic
 from graphopt_passes.reconstruction import stopwatch
-from graphopt_passes.reconstruction.distillation import distill
+from graphopt_passes.reconstruction.distillation import distill, is_distillable
 from graphopt_passes.reconstruction.harm import Harm
 from graphopt_passes.reconstruction.linear import Linear
 from graphopt_passes.reconstruction.problem import MOST_INPUTS
@@ -114,6 +114,7 @@ class Compression:
         self.remarks = Remarks()
         self.warnings: list[str] = []
         self.facts: dict[str, Any] = {}
+        self._typical: dict[str, remaining.Replacement] = {}
 
     def propose(self) -> dict[str, Proposal]:
         """All candidates of every layer, by the layer's key, in topological order."""
@@ -183,6 +184,14 @@ class Compression:
         return turned, touched
 
     @functools.cached_property
+    def _weighs_refits(self) -> bool:
+        """Whether harm counts by what refits leave of it; where all weights are refitted in the end that came out behind."""
+        evidence = self.context.evidence
+        if evidence is None or not self.settings.budget or not remaining.is_measurable(self.model, evidence):
+            return False
+        return not is_distillable(self.model, evidence, self.context.excluded)
+
+    @functools.cached_property
     def _pairs(self) -> dict[str, Pair]:
         """Pairs of layers that may lose dimensions together, by the key of the layer that they are judged by."""
         return {pair.judged.key: pair for pair in _pairs_of(self.model, self.settings.search)}
@@ -229,7 +238,18 @@ class Compression:
                     continue
                 proposals[layer.key] = self._with_partner(self._on_rows(site, layer, walk, harm), sites, harm)
                 walk.advance(layer.key)
-        return proposals
+        if not self._weighs_refits:
+            return proposals
+        shares = remaining.shares(self.model, self._typical, proposals, evidence, seed=self.context.seed)
+        self._say_shares(shares)
+        return proposals | {key: remaining.after_refits(proposals[key], share) for key, share in shares.items()}
+
+    def _say_shares(self, shares: Mapping[str, float]) -> None:
+        if not shares:
+            return
+        low, high = min(shares.values()), max(shares.values())
+        self.remarks.applied("model", f"of its harm x{low:.2f} to x{high:.2f} remain per layer after refits behind it")
+        self.facts["harm after refits"] = dict(shares)
 
     def _on_rows(self, site: Site, layer: Linear, walk: Walk, harm: Harm) -> Proposal:
         keep = self.settings.search.keep(site)
@@ -258,7 +278,11 @@ class Compression:
             return Proposal(fits.site, [keep, *candidates])
         probes = probed(candidates, self.settings.probes)
         denses = [found[index][1].dense for index in probes]
-        harms = harm.measure(layer, [(one, regression.bias(one)) for one in denses])
+        tried = [(one, regression.bias(one)) for one in denses]
+        harms = harm.measure(layer, tried)
+        if tried and self._weighs_refits:
+            replacements = [remaining.Replacement(*one, harm) for one, harm in zip(tried, harms, strict=True)]
+            self._typical[layer.key] = min(replacements, key=lambda one: one.oddity)
         return Proposal(fits.site, [keep, *interpolated(candidates, probes, harms)])
 
     def _with_partner(self, proposal: Proposal, sites: Mapping[str, Site], harm: Harm | None = None) -> Proposal:

@@ -68,16 +68,11 @@ def distill(
         seed: of the order of samples, and of what is held back.
         fixed: says which nodes keep their weights.
     """
-    count, cost = len(evidence.samples), price(compressed)
-    steps = min(math.ceil(_EPOCHS * count / _BATCH), int(_MOST_WORK / max(1, 3 * cost.macs * _BATCH)))
-    if count < 2 * _HELD or steps < _FEWEST_STEPS or not _takes_any_batch(compressed):
+    count, plan = len(evidence.samples), _distillable(compressed, evidence, fixed)
+    feeds = None if plan is None else _inputs(evidence)
+    if plan is None or feeds is None:
         return []
-    network = _Network.of(compressed, fixed)
-    feeds = _inputs(evidence)
-    made = {node.outputs[0].name for node in network.nodes}
-    moved = sum(array.size for array in network.weights.values())
-    if feeds is None or not made.issuperset(network.outputs) or moved < cost.params / 2:
-        return []
+    network, steps = plan
     teacher = _Teacher(original, compressed, network, evidence)
     order = np.random.default_rng(seed).permutation(count)
     held = {name: array[np.sort(order[: count // _HELD])] for name, array in feeds.items()}
@@ -100,6 +95,23 @@ def distill(
         value = compressed.graph.initializers[name]
         value.const_value = ir.Tensor(array, name=name)
     return [node for node in network.nodes if any(one is not None and one.name in weights for one in node.inputs)]
+
+
+def is_distillable(model: ir.Model, evidence: Evidence, fixed: Callable[[ir.Node], bool] = lambda node: False) -> bool:
+    """Whether `distill` would refit what becomes of `model`, as far as its operators and size say."""
+    return _distillable(model, evidence, fixed) is not None
+
+
+def _distillable(model: ir.Model, evidence: Evidence, fixed: Callable[[ir.Node], bool]) -> tuple[_Network, int] | None:
+    """What of a network can be refitted, and in how many steps."""
+    count, cost = len(evidence.samples), price(model)
+    steps = min(math.ceil(_EPOCHS * count / _BATCH), int(_MOST_WORK / max(1, 3 * cost.macs * _BATCH)))
+    if count < 2 * _HELD or steps < _FEWEST_STEPS or not _takes_any_batch(model):
+        return None
+    network = _Network.of(model, fixed)
+    made = {node.outputs[0].name for node in network.nodes}
+    moved = sum(array.size for array in network.weights.values())
+    return None if not made.issuperset(network.outputs) or moved < cost.params / 2 else (network, steps)
 
 
 @dataclass(frozen=True)
