@@ -24,7 +24,7 @@ from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.lossless.eliminate_identity import EliminateIdentity
 from graphopt_passes.lossy import LossyPass
 from graphopt_passes.reconstruction.harm import divergence, watched
-from graphopt_passes.reconstruction.linear import linear_layers
+from graphopt_passes.reconstruction.transposed import layers_of
 from graphopt_passes.reconstruction.walk import Walk
 from graphopt_passes.residual_blocks import Block, remove, residual_blocks
 from graphopt_passes.weights.walking import ROWS, refit_dense
@@ -137,7 +137,7 @@ class _Trials:
     ) -> None:
         """Refit the layers behind each of the `cuts`, as many as `neighbours` says; None is all."""
         names, waiting, left = FreshNames(model), set(cuts), 0
-        following = {layer.node: layer for layer in linear_layers(model.graph)}
+        following = {layer.node: layer for layer in layers_of(model.graph)}
         with Walk(original, model, evidence, rows=rows, seed=self._seed) as walk:
             for node in model.graph:
                 if node in waiting:

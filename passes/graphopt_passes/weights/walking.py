@@ -2,12 +2,12 @@
 
 A form is a bound on weights that a layer can take (few numbers, many zeros, signs). It is fitted to a layer's problem, and
 then, its discrete part fixed, refitted to targets that the activation behind leaves free. Layers that keep their weights are
-refitted densely, so that they make up for what the others have lost.
+refitted densely, so that they make up for what the others have lost; so are ConvTransposes, which take no form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from graphopt.pipeline.remarks import Remarks
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.reconstruction.linear import Linear, linear_layers
 from graphopt_passes.reconstruction.problem import MOST_INPUTS, PENALTIES, Problem
+from graphopt_passes.reconstruction.transposed import layers_of
 from graphopt_passes.reconstruction.walk import Observed, Walk
 
 RIDGE = 1e-3
@@ -51,8 +52,12 @@ def candidates(model: ir.Model, context: PassContext, remarks: Remarks | None = 
 
     A weight that several layers read stays as it is: it is smallest as one.
     """
+    return _open(linear_layers(model.graph), context, remarks)
+
+
+def _open(layers: Sequence[Linear], context: PassContext, remarks: Remarks | None = None) -> list[Linear]:
     found = []
-    for layer in linear_layers(model.graph):
+    for layer in layers:
         weight = layer.node.inputs[1]
         assert weight is not None
         if context.excluded(layer.node):
@@ -86,7 +91,7 @@ def rewrite(
     """
     names = FreshNames(model)
     done: dict[str, Fitted] = {}
-    layers = candidates(model, context)
+    layers = _open(layers_of(model.graph), context)
     if context.evidence is None:
         for layer in layers:
             if layer.key in forms:
@@ -102,7 +107,8 @@ def rewrite(
                     remarks.missed(label(layer.node), why)
                     _put(layer, form(Problem.alone(layer)), None, names, done, remarks)
             elif form is None:
-                refit_dense(walk, layer, names)
+                if done:  # until then it gets what it always got
+                    refit_dense(walk, layer, names)
             else:
                 seen = walk.observe(layer)
                 if seen.rows < layer.width:
