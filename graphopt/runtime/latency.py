@@ -11,6 +11,7 @@ resolution does not matter.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -138,14 +139,24 @@ class _Field:
         self.feeds: Feeds = {}
 
     def ready(self) -> list[Callable[[], float]]:
-        """A warm sample of each model, in a session that is made before the one that it replaces is given up."""
+        """A warm sample of each model.
+
+        A session is made before the one that it replaces is given up, or it would come to lie in the same place; not so
+        that of a large model, where that hardly matters and memory does.
+        """
         fresh = not self._sessions
         for index, model in enumerate(self._models):
             name = "the result" if index else "the original"
+            if isinstance(model, ir.Model):
+                self._sessions.pop(index, None)
             self._sessions[index] = Session(model, self._options, name=name)
         if fresh:
             self.feeds = accepted(self._sessions[0], self._candidates)
-        return [_repeated(session, self.feeds, self._clock) for session in self._sessions.values()]
+        return [_repeated(functools.partial(self._run, index), self._clock) for index in range(len(self._models))]
+
+    def _run(self, index: int) -> None:
+        """One inference; samples of a session that was given up must not keep it."""
+        self._sessions[index].run(self.feeds)
 
 
 def _serialized(model: ModelSource) -> ModelSource:
@@ -193,8 +204,8 @@ def accepted(session: Session, candidates: Iterable[Feeds]) -> Feeds:
     raise failure or RuntimeFailureError("there are no inputs to measure time on")
 
 
-def _repeated(session: Session, feeds: Feeds, clock: Callable[[], float]) -> Callable[[], float]:
-    """A warm sample of `session`: seconds per inference, over as many as make the sample long enough.
+def _repeated(run: Callable[[], None], clock: Callable[[], float]) -> Callable[[], float]:
+    """A warm sample of `run`: seconds per inference, over as many as make the sample long enough.
 
     A short run goes ahead of each: else a model that runs twice in a row, at the end of one round and the beginning of the
     next, finds the processor's caches as it left them, and others do not.
@@ -202,10 +213,10 @@ def _repeated(session: Session, feeds: Feeds, clock: Callable[[], float]) -> Cal
 
     def sample(repeats: int, ahead: int = 0) -> float:
         for _ in range(ahead):
-            session.run(feeds)
+            run()
         start = clock()
         for _ in range(repeats):
-            session.run(feeds)
+            run()
         return (clock() - start) / repeats
 
     once = min(sample(1) for _ in range(_WARM_UP))

@@ -3,7 +3,8 @@
 Where the weights and buffers of a session come to lie is luck that stays with it, and moves the time of small models by
 several percent: more than what measurements decide. Rounds in one and the same session repeat that luck, so they are
 spread over several. Making a session takes as long as many runs of it; each is kept until it has run for a part of that
-time, so that a measurement of a large model, which luck moves little, is not spent on loading it.
+time, so that a measurement of a large model, which luck moves little, is not spent on loading it; nothing is made anew
+when the time is over.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def turns(make: Callable[[], Made], *, seconds: float, fewest: int) -> Iterator[
         ready = time.perf_counter()
         for kept in itertools.count(1):
             yield number, made
-            if next(rounds) >= fewest and time.perf_counter() - start >= seconds:
+            now = time.perf_counter()
+            is_over = now - start >= seconds
+            if next(rounds) >= fewest and is_over:
                 return
-            if kept >= _FEWEST and time.perf_counter() - ready >= _SHARE * (ready - begun):
+            if kept >= _FEWEST and now - ready >= _SHARE * (ready - begun) and not is_over:
                 break

@@ -38,4 +38,6 @@ def test_but_for_three_rounds_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_are_so_many_rounds_whatever_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rounds(monkeypatch, making=100, running=10, seconds=0, fewest=7) == [0] * 5 + [1] * 2
+    """In the last session, when the time is over."""
+    assert rounds(monkeypatch, making=100, running=10, seconds=0, fewest=7) == [0] * 7
+    assert rounds(monkeypatch, making=10, running=2, seconds=30, fewest=12) == [0] * 3 + [1] * 9

@@ -25,7 +25,7 @@ _MOST = 8
 """Shapes that are judged, those with most weights first."""
 _SECONDS = 0.5
 """For each model in a race."""
-_BYTES = 1 << 30
+_BYTES = 512 << 20
 """Of the weights of models that race at once."""
 
 
