@@ -15,7 +15,7 @@ from graphopt.analysis.coupling import couple
 from graphopt.ir.emit import to_proto
 from graphopt.ir.verify import verify
 from graphopt.lift import lift
-from graphopt_passes.pruning import sensitivity
+from graphopt_passes.pruning import planning, sensitivity
 from graphopt_passes.pruning.branches import branches, take_out
 from graphopt_passes.pruning.structure import Structure
 
@@ -145,3 +145,8 @@ def test_what_was_measured_without_a_branch_counts_there_alone() -> None:
     assert found[0] == pytest.approx(100.0)
     half = sensitivity.harms(curve, [*points, (0.9, 100.0)], 0.5)
     assert half[0] == pytest.approx(math.sqrt(0.9 * 100))
+
+
+def test_branches_stay_where_nothing_can_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_TRIAL_WORK", 0)
+    assert {"first0", "second0", "sum0"} <= _nodes(_prune(_network(), "macs=0.6,align=1"))

@@ -146,10 +146,11 @@ class Execution:
         return ranking.gone(widths)
 
     def _find_branches(self) -> None:
-        """Let branches go as a whole where what that does is measured and repaired."""
-        settings = self._settings
-        measured = settings.criterion == "obs" and self._calibration is not None and settings.repair
-        if settings.branches and measured and not settings.uniform and settings.limits.fewest == 1:
+        """Let branches go as a whole where what that does is tried and repaired: it is too much to take on trust."""
+        settings, calibration = self._settings, self._calibration
+        tried = calibration is not None and planning.can_try(calibration, self._macs)
+        wanted = settings.branches and not settings.uniform and settings.limits.fewest == 1
+        if tried and wanted and settings.criterion == "obs" and settings.repair:
             self._structure.branches = branches(self._model, self._structure, self._excluded)
 
     def repair(self, gone: Mapping[int, Array]) -> dict[int, Array]:

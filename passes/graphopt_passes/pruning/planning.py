@@ -2,8 +2,8 @@
 
 With calibration samples and the criterion `obs`, curves (curves.py) say what every width of every group costs, and how much
 the outputs feel of it is measured (sensitivity.py). How far to believe in either is a matter of the network: a few blends
-are tried, each pruned and repaired on most of the samples, and the one whose outputs are nearest to the original's on the
-samples that were held out is taken.
+are tried, with branches that go as a whole and without, each pruned and repaired on most of the samples, and the one whose
+outputs are nearest to the original's on the samples that were held out is taken.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TRIAL_SAMPLES, _TRIAL_ROWS = 192, 4_000
 _PROBE_WORK = 2e11
 """MACs that measuring sensitivity may take; it takes fewer samples where they would be more."""
 _TRIAL_WORK = 2e11
-"""MACs of one run over the samples up to which blends are compared; beyond, the middle one is taken."""
+"""MACs of one run over the samples up to which choices are compared; beyond, the middle blend is taken with all branches."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ def rank(model: ir.Model, structure: Structure, calibration: Calibration, macs: 
     return Ranking({number: curve.elimination for number, curve in found.items()}, points)
 
 
+def can_try(calibration: Calibration, macs: float) -> bool:
+    """Whether a network of so many MACs per sample is small enough for choices to be pruned and repaired on trial."""
+    return macs * min(_TRIAL_SAMPLES, len(calibration.evidence.samples)) <= _TRIAL_WORK
+
+
 def least_harm(
     model: ir.Model,
     structure: Structure,
@@ -127,9 +132,9 @@ def least_harm(
     Raises:
         TargetNotMetError: not even the narrowest widths fit.
     """
-    if macs * min(_TRIAL_SAMPLES, len(calibration.evidence.samples)) > _TRIAL_WORK:
+    if not can_try(calibration, macs):
         middle = BLENDS[1]
-        return budget.least_harm(ranking.curves(middle), limit, whole=bool(structure.branches)), middle
+        return budget.least_harm(ranking.curves(middle), limit), middle
     choices = _choices(ranking, budget, limit, whole=bool(structure.branches))
     fitting, held_out = calibration.split()
     judge = Judge(model, held_out)
