@@ -24,6 +24,7 @@ from graphopt.pipeline.base import PassContext, PassResult, option
 from graphopt.pipeline.remarks import Remarks
 from graphopt.runtime.latency import Latency
 from graphopt_passes.lossless.eliminate_identity import EliminateIdentity
+from graphopt_passes.lossless.merge_consecutive import MergeConsecutive
 from graphopt_passes.lossy import LossyPass, check_amounts
 from graphopt_passes.pruning.branches import take_out
 from graphopt_passes.pruning.execution import Execution, Settings
@@ -124,6 +125,7 @@ class PruneChannels(LossyPass):
         touched = take_out(model, structure, gone)
         if touched is None:
             EliminateIdentity().run(model, context)
+            MergeConsecutive().run(model, context)  # the activations before and behind a sum that is gone
         facts: dict[str, Any] = {}
         if execution.rounded is not None:
             went = f"; as many MACs are {_share_gone(structure, gone):.2f} of the channels where they harm least"
