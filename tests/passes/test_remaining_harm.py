@@ -138,7 +138,7 @@ def test_choices_count_harm_by_what_remains_of_it(monkeypatch: pytest.MonkeyPatc
     facts = plain.report.passes[-1].facts
     assert set(facts["harm after refits"]) == {"c1", "c2", "y"}
     assert facts["harm after refits"]["y"] == 1
-    assert any("remain per layer" in str(remark) for remark in plain.report.passes[-1].remarks)
+    assert any("remain after refits" in str(remark) for remark in plain.report.passes[-1].remarks)
     assert run().report.passes[-1].facts == facts  # nothing is left to chance
     assert "harm after refits" not in run("energy=0.9").report.passes[-1].facts
 

@@ -248,7 +248,10 @@ class Compression:
         if not shares:
             return
         low, high = min(shares.values()), max(shares.values())
-        self.remarks.applied("model", f"of its harm x{low:.2f} to x{high:.2f} remain per layer after refits behind it")
+        self.remarks.applied(
+            "model",
+            f"x{low:.2f} to x{high:.2f} of a layer's harm remain after refits behind it, which is what is given as harm",
+        )
         self.facts["harm after refits"] = dict(shares)
 
     def _on_rows(self, site: Site, layer: Linear, walk: Walk, harm: Harm) -> Proposal:
