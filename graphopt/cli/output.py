@@ -1,7 +1,7 @@
 """Where the results of a command go: files that appear whole or not at all, stdout, stderr.
 
-A model replaces a file only with `--overwrite`, a report always; neither ever replaces what the command reads. What is no
-file on a disk (a pipe, `/dev/null`) is written to as it is.
+A model replaces a file only with `--overwrite`, a report any file but a model; neither ever replaces what the command reads.
+What is no file on a disk (a pipe, `/dev/null`) is written to as it is.
 
 With `--json -` or `--report -` stdout holds that report and nothing else; the table moves to stderr. Targets are
 checked before the work starts, so that an hour of it is not lost to a missing folder.
@@ -47,6 +47,10 @@ def print_warnings(warnings: Iterable[str], shown: Console | None) -> None:
             click.echo(f"graphopt: warning: {warning}", err=True)
 
 
+_MODELS = frozenset({".onnx", ".ort"})
+"""Endings of files that hold models."""
+
+
 def check_targets(settings: Settings, *inputs: Path, model: Path | None = None) -> None:
     """Refuse targets that cannot be written, before any work is done.
 
@@ -56,7 +60,7 @@ def check_targets(settings: Settings, *inputs: Path, model: Path | None = None) 
         model: the new model, for commands that write one; it must not exist without `--overwrite`.
 
     Raises:
-        EmitError: a target is an input, a folder, or in a folder that cannot be written to.
+        EmitError: a target is an input, a model that would have to go, a folder, or in a folder that cannot be written to.
         UsageError: two reports would go to the same place, or the model to stdout.
     """
     if model == STDOUT:
@@ -67,6 +71,8 @@ def check_targets(settings: Settings, *inputs: Path, model: Path | None = None) 
     for target in targets:
         if target != STDOUT:
             _check_target(target, [*inputs, *_read_besides(settings)])
+            if target is not model and target.suffix.lower() in _MODELS and target.exists():
+                raise EmitError(f"{target}: is a model; a report does not replace one")
     if model is None:
         return
     if _is_device(model):

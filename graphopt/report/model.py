@@ -106,6 +106,10 @@ class Quality:
             "after": self.after,
             "samples": self.samples,
             "calibration_samples": self.calibration_samples,
+            "unit": self.unit,
+            "against": self.against,
+            "standard_error": self.standard_error,
+            "interval": self.interval,
             "gate": None if self.gate is None else self.gate.to_dict(),
         }
 

@@ -181,6 +181,16 @@ def test_reports_replace_reports(option: str, model: Path, tmp_path: Path, call:
     assert "of the run before" not in target.read_text()
 
 
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_reports_do_not_replace_models(option: str, model: Path, tmp_path: Path, call: Call) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"precious")
+    outcome = call("run", model, "--overwrite", option, other)
+    assert outcome.code == 1
+    assert f"{other}: is a model; a report does not replace one" in outcome.error
+    assert other.read_bytes() == b"precious"
+
+
 @pytest.mark.parametrize("read", ["-d", "--eval-data"])
 @pytest.mark.parametrize("option", ["--json", "--report", "-o"])
 def test_samples_are_never_written_over(read: str, option: str, model: Path, tmp_path: Path, call: Call) -> None:

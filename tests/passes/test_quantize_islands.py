@@ -23,6 +23,8 @@ RESULT = "r = QuantizeLinear(c, scale, zero) y = DequantizeLinear(r, scale, zero
         (f"{QUANTIZED} c = Conv(d, w)", RESULT, 2),
         (f"{QUANTIZED} f = Conv(d, w) g = Clip(f, scale) c = Transpose<perm=[0,1,3,2]>(g)", RESULT, 2),
         (f"{QUANTIZED} t = Transpose<perm=[0,1,3,2]>(d) c = Conv(t, w)", RESULT, 2),
+        (f"{QUANTIZED} f = Conv(d, w) g = BatchNormalization(f, k, k, k, k) c = Relu(g)", RESULT, 2),
+        (f"{QUANTIZED} f = Conv(d, w) g = Mul(f, factors) c = Add(factors, g)", RESULT, 2),
         (f"{QUANTIZED} c = Conv(d, w)", "y = Relu(c)", 0),
         (f"{QUANTIZED} f = Conv(d, w) c = HardSwish(f)", RESULT, 0),
         ("c = Conv(x, w)", RESULT, 0),
@@ -32,7 +34,12 @@ def test_layers_between_integers_stay_float_in_onnxruntime(before: str, after: s
     head = '<ir_version: 8, opset_import: ["" : 14]> net (float[1,3,6,6] x) => (float[1,4,6,6] y)'
     proto = parser.parse_model(f"{head} {{ {before} {after} }}")
     rng = np.random.default_rng(0)
-    arrays = {"w": rng.normal(0, 1, (4, 3, 1, 1)), "scale": 0.02}
+    arrays = {
+        "w": rng.normal(0, 1, (4, 3, 1, 1)),
+        "scale": 0.02,
+        "k": np.full(4, 0.9),
+        "factors": np.full((4, 1, 1), 0.9),
+    }
     constants = {name: np.asarray(array, np.float32) for name, array in arrays.items()} | {"zero": np.uint8(100)}
     proto.graph.initializer.extend(
         onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()

@@ -3,8 +3,9 @@
 Where a Conv, ConvTranspose or Gemm with float weights reads a DequantizeLinear and a QuantizeLinear reads its result,
 onnxruntime rounds the weights to int8 with one scale for all of them, worse than any quantizer
 (onnxruntime/core/optimizer/qdq_transformer/weight_bias_quantization.cc; Relu, Clip and what only moves data may lie in
-between). So a layer that is to stay float reads a DequantizeLinear of its own, which says the same scale once per
-channel: the numbers are the same, and the pattern does not match.
+between, and what onnxruntime takes into the layer before: BatchNormalization, products and sums with constants). So a
+layer that is to stay float reads a DequantizeLinear of its own, which says the same scale once per channel: the numbers
+are the same, and the pattern does not match.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from graphopt.ir.walk import constant_tensor
 from graphopt.ops.base import input_at, operator
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
-_ABSORBED = frozenset({"Relu", "Clip"})
+_ABSORBED = frozenset({"Relu", "Clip", "BatchNormalization"})
+_ABSORBED_CONSTANTS = frozenset({"Add", "Mul"})
 
 
 def keep_float(model: ir.Model, graph: ir.Graph) -> list[ir.Node]:
@@ -65,9 +67,16 @@ def _has_one_scale(restored: ir.Node | None) -> bool:
 def _is_read_as_integers(node: ir.Node) -> bool:
     """Whether the result of `node` is quantized, and nothing else reads it."""
     reader = only_reader(node.outputs[0])
-    while reader is not None and reader.domain == "" and (reader.op_type in _ABSORBED or _moves(reader)):
+    while reader is not None and reader.domain == "" and (_goes_into_layers(reader) or _moves(reader)):
         reader = only_reader(reader.outputs[0])
     return reader is not None and reader.op_type == "QuantizeLinear"
+
+
+def _goes_into_layers(node: ir.Node) -> bool:
+    """Whether onnxruntime may compute `node` within the layer before it."""
+    if node.op_type in _ABSORBED_CONSTANTS:
+        return any(constant_tensor(value) is not None for value in node.inputs)
+    return node.op_type in _ABSORBED
 
 
 def _moves(node: ir.Node) -> bool:
