@@ -92,8 +92,7 @@ class Result:
             fixed_shapes=self._fixed_shapes,
             progress=progress if self._progress is not None else None,
         )
-        size = sum(file.stat().st_size for file in files)
-        self.report.written_bytes = size
+        self.report.written(sum(file.stat().st_size for file in files))
 
 
 def optimize(

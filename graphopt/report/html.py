@@ -63,7 +63,9 @@ def _summary(report: Report) -> str:
     for title, name, shown in _FIGURES:
         before, after = getattr(report.before, name), getattr(report.after, name)
         if before is not None or after is not None:
-            rows.append(_row([_cell(title), _cell(shown(before)), _cell(shown(after)), _change(before, after)]))
+            timed = report.latency if name == "latency_ms" else None
+            gain = _cell("undecided") if timed is not None and timed.undecided else _change(before, after)
+            rows.append(_row([_cell(title), _cell(shown(before)), _cell(shown(after)), gain]))
     if report.quality is not None:
         quality = report.quality
         title = f"{quality.metric} ({quality.samples} samples)"

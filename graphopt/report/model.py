@@ -216,6 +216,12 @@ class Report:
         found = self._priced[1]
         return found if self.written_bytes is None else dataclasses.replace(found, bytes=self.written_bytes)
 
+    def written(self, size: int) -> None:
+        """Take `size`, the bytes on disk, for the size of the result: what was priced knows nothing of the signature."""
+        self.written_bytes = size
+        if self.integer is not None:
+            self.integer = dataclasses.replace(self.integer, size_ratio=self.after.bytes / self.before.bytes)
+
     @functools.cached_property
     def _priced(self) -> tuple[Cost, Cost]:
         return self.costs()

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH = 100
 _NAME_LENGTH = 40
 _TEXT_COLUMNS = 2  # the first columns of the node table, aligned to the left
-_LISTED_REMARKS = 8
 _LISTED_EXCEPTIONS = 4
 _LISTED_OUTPUTS = 8
 _LISTED_LAYERS = 5
@@ -84,7 +83,7 @@ def print_comparison(comparison: Comparison, out: Console) -> None:
     table = _table("", "reference", "model", "change")
     for title, name, shown in _columns(before, after):
         x, y = getattr(before, name), getattr(after, name)
-        table.add_row(title, shown(x), shown(y), _coloured(units.change(x, y), x, y))
+        table.add_row(title, shown(x), shown(y), _gain(comparison, name, x, y))
     predicted = (before.predicted_ms, after.predicted_ms)
     if comparison.predicted:
         table.add_row("predicted", *map(units.milliseconds, predicted), _coloured(units.change(*predicted), *predicted))
@@ -139,8 +138,9 @@ def _pass_table(report: Report) -> Table:
     table.add_section()
     totals = [shown(getattr(report.after, name)) for _, name, shown in columns]
     row("total", totals, quality[1], units.duration(report.seconds), "bold")
-    pairs = [(getattr(report.before, name), getattr(report.after, name)) for _, name, _ in columns]
-    row("change", [_coloured(units.change(*pair), *pair) for pair in pairs], "", "")
+    names = [name for _, name, _ in columns]
+    gains = [_gain(report, name, getattr(report.before, name), getattr(report.after, name)) for name in names]
+    row("change", gains, "", "")
     return table
 
 
@@ -191,6 +191,13 @@ def _changed(before: Cost, after: Cost, name: str, shown: Callable[[Any], str]) 
     return "" if y is None or x == y else _coloured(shown(y), x, y)
 
 
+def _gain(subject: Report | Comparison, name: str, before: float | None, after: float | None) -> str:
+    """The change of a figure; of a measured time only where its interval decides that there is one."""
+    if name == "latency_ms" and subject.latency is not None and subject.latency.undecided:
+        return "undecided"
+    return _coloured(units.change(before, after), before, after)
+
+
 def _coloured(text: str, before: float | None, after: float | None) -> str:
     if before is None or after is None or before == after:
         return text
@@ -211,11 +218,11 @@ def findings(subject: Report | Comparison, hint: Iterable[str] = ()) -> list[str
         low, high = latency.interval
         lines.append(
             f"latency: {units.milliseconds(latency.before_ms)} -> {units.milliseconds(latency.after_ms)}, ratio "
-            f"{latency.ratio:.3f} [{low:.3f}, {high:.3f}] in {latency.rounds} rounds, threads: {latency.threads}, "
+            f"{latency.ratio:.3f} [{low:.3f}, {high:.3f}]{_doubt(latency.interval)} in {latency.rounds} rounds, threads: {latency.threads}, "
             f"inputs: {_shapes(latency.shapes)}"
         )
     if subject.integer is not None:
-        lines += integer_lines(subject.integer)
+        lines += integer_lines(subject.integer, None if latency is None else latency.interval)
     if subject.after.peak_activation_bytes > subject.before.peak_activation_bytes:
         lines.append(f"memory rises: {_peak(subject.after)}; it was {units.size(subject.before.peak_activation_bytes)}")
     if subject.after.unknown_cost_ops:
@@ -277,13 +284,25 @@ def _fidelity_lines(fidelity: Fidelity) -> Iterator[str]:
         yield f"outputs against the original's: {', '.join(facts)}"
 
 
-def integer_lines(proof: Integer) -> Iterator[str]:
-    """What runs in integer kernels, what that brought, and the dearest nodes that do not."""
+def _doubt(interval: Sequence[float]) -> str:
+    """That a ratio with this interval may as well be a gain as a loss."""
+    low, high = interval
+    return " (undecided: the interval contains 1)" if low <= 1 <= high else ""
+
+
+def _ratio(ratio: float, interval: Sequence[float]) -> str:
+    """A ratio of times with its interval, and whether this decides anything."""
+    low, high = interval
+    return f"x{ratio:.2f} [{low:.2f}, {high:.2f}]{_doubt(interval)}"
+
+
+def integer_lines(proof: Integer, interval: Sequence[float] | None = None) -> Iterator[str]:
+    """What runs in integer kernels, what that brought, and the dearest nodes that do not; `interval` is of the latency."""
     share, exceptions = proof.share, proof.share.exceptions
     facts = [f"integer kernels: {100 * share.share:.1f} % of {units.count(share.macs_total)} MACs"]
-    facts.append(f"file x{proof.size_ratio:.2f}")
-    if proof.latency_ratio is not None:
-        facts.append(f"latency x{proof.latency_ratio:.2f}")
+    facts.append(f"file x{proof.size_ratio:.3f}")
+    if proof.latency_ratio is not None and interval is not None:
+        facts.append(f"latency {_ratio(proof.latency_ratio, interval)}")
     if proof.sqnr_db is not None:
         facts.append(f"SQNR {proof.sqnr_db:.1f} dB")
     if share.conversions:
@@ -335,16 +354,13 @@ def pass_lines(report: Report) -> Iterator[str]:
             yield f"'{record.name}': {note}"
         taken = record.facts.get("time")
         if taken:
-            low, high = taken["interval"]
-            yield f"time against the model before '{record.name}', measured there: x{taken['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+            measured = _ratio(taken["ratio"], taken["interval"])
+            yield f"time against the model before '{record.name}', measured there: {measured}"
         speed = record.facts.get("speed")
         if speed:
-            low, high = speed["against_float"]["interval"]
+            measured = _ratio(speed["against_float"]["ratio"], speed["against_float"]["interval"])
             reverted = f", {len(speed['reverted'])} nodes in float because it is faster" if speed["reverted"] else ""
-            yield (
-                f"time against float in the trials of '{record.name}': x{speed['against_float']['ratio']:.2f} "
-                f"[{low:.2f}, {high:.2f}]{reverted}"
-            )
+            yield f"time against float in the trials of '{record.name}': {measured}{reverted}"
 
 
 def sensitivity_lines(report: Report) -> Iterator[str]:
@@ -357,7 +373,9 @@ def sensitivity_lines(report: Report) -> Iterator[str]:
                 + ("" if layer["kl"] is None else f" (KL {layer['kl']:.1g})")
                 for layer in layers[:_LISTED_LAYERS]
             ]
-            yield f"most sensitive of {len(layers)} layers, quantized alone: {', '.join(listed)}"
+            by_kl = any(layer["kl"] is not None for layer in layers)
+            order = "largest KL of the outputs first" if by_kl else "lowest SQNR of the outputs first"
+            yield f"most sensitive of {len(layers)} layers, quantized alone, {order}: {', '.join(listed)}"
 
 
 def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
@@ -400,12 +418,7 @@ def _unknown(cost: Cost) -> str:
 
 
 def _remarks(report: Report) -> list[str]:
-    lines = []
-    for record in report.passes:
-        lines += [f"{record.name}: {remark}" for remark in record.remarks[:_LISTED_REMARKS]]
-        if len(record.remarks) > _LISTED_REMARKS:
-            lines.append(f"{record.name}: {len(record.remarks) - _LISTED_REMARKS} more remarks in --json and --report")
-    return lines
+    return [f"{record.name}: {remark}" for record in report.passes for remark in record.remarks]
 
 
 def _print_lines(lines: Sequence[str], out: Console) -> None:

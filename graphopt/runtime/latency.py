@@ -55,6 +55,11 @@ class Latency:
     threads: int
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether the interval contains 1, so that the result may be faster or slower."""
+        return self.interval[0] <= 1 <= self.interval[1]
+
     def to_dict(self) -> dict[str, Any]:
         """The measurement as reports hold it."""
         return dataclasses.asdict(self)

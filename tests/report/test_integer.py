@@ -27,8 +27,8 @@ def test_the_terminal_names_the_share_and_the_dearest_exceptions_first(quantized
     terminal.print_report(quantized, terminal.console(stream))
     lines = stream.getvalue().splitlines()
     start = lines.index(
-        "integer kernels: 60.0 % of 1.00 k MACs, file x0.27, latency x0.31, SQNR 28.0 dB, 3 conversions between float "
-        "and integer"
+        "integer kernels: 60.0 % of 1.00 k MACs, file x0.274, latency x0.31 [0.90, 0.91], SQNR 28.0 dB, 3 conversions "
+        "between float and integer"
     )
     assert lines[start + 1 : start + 3] == [
         "  in float: Conv 'stem', 300 MACs: its input 'x' is float",
@@ -39,9 +39,16 @@ def test_the_terminal_names_the_share_and_the_dearest_exceptions_first(quantized
 def test_many_exceptions_are_counted(quantized: Report) -> None:
     share = IntegerShare(500, 0, 0, (HEAD,) * 7)
     lines = list(terminal.integer_lines(Integer(share, 1.0)))
-    assert lines[0] == "integer kernels: 0.0 % of 500 MACs, file x1.00"
+    assert lines[0] == "integer kernels: 0.0 % of 500 MACs, file x1.000"
     assert lines[-1] == "  in float: 3 more in --json and --report"
     assert len(lines) == 6
+
+
+def test_the_size_is_that_of_the_file_once_it_is_written(quantized: Report) -> None:
+    quantized.written(25_600_000)
+    found = json.loads(quantized.to_json())
+    assert found["integer"]["size_ratio"] == found["after"]["bytes"] / found["before"]["bytes"] == 0.25
+    assert "file x0.250" in "\n".join(terminal.run_lines(quantized))
 
 
 def test_json(quantized: Report) -> None:

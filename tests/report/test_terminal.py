@@ -81,8 +81,11 @@ def test_what_quantization_measured(report: Report) -> None:
     report.passes = [*report.passes, dataclasses.replace(report.passes[-1], name="quantize", facts=facts)]
     text = printed(report)
     assert "time against float in the trials of 'quantize': x0.80 [0.70, 0.90], 2 nodes in float because it is" in text
-    assert "most sensitive of 7 layers, quantized alone: Conv '0' 20.0 dB (KL 0.2), Conv '1' 21.0 dB," in text
+    first = "Conv '0' 20.0 dB (KL 0.2), Conv '1' 21.0 dB,"
+    assert f"most sensitive of 7 layers, quantized alone, largest KL of the outputs first: {first}" in text
     assert "Conv '5'" not in text
+    del facts["sensitivity"][0]
+    assert "quantized alone, lowest SQNR of the outputs first: Conv '1' 21.0 dB," in printed(report)
 
 
 def test_what_structural_passes_measured(report: Report) -> None:
@@ -95,6 +98,19 @@ def test_what_structural_passes_measured(report: Report) -> None:
     text = printed(dataclasses.replace(report, passes=(*report.passes, *added)))
     for name in ("prune-channels", "factorize"):
         assert f"time against the model before '{name}', measured there: x0.70 [0.60, 0.80]" in text
+
+
+def test_a_ratio_that_may_be_a_loss_is_called_undecided(report: Report) -> None:
+    assert report.latency is not None
+    time = {"ratio": 0.9, "interval": [0.6, 1.3]}
+    facts = {"time": time, "speed": {"against_float": time, "reverted": []}}
+    report.passes = [*report.passes, dataclasses.replace(report.passes[-1], facts=facts)]
+    report.latency = dataclasses.replace(report.latency, ratio=0.89, interval=(0.53, 5.18))
+    text, doubt = printed(report), "(undecided: the interval contains 1)"
+    assert f"ratio 0.890 [0.530, 5.180] {doubt} in 31 rounds" in text
+    assert text.count(f": x0.90 [0.60, 1.30] {doubt}\n") == 2
+    assert rows(text)["change"][-1] == "undecided"
+    assert "<td>undecided</td>" in report.to_html()
 
 
 def lossy(record: PassRecord, name: str, remarks: tuple[Remark, ...] = (), **facts: Any) -> PassRecord:
@@ -164,6 +180,9 @@ def test_quality_of_the_gate_alone_is_said_once(report: Report) -> None:
 def test_remarks_only_when_asked(report: Report) -> None:
     assert "two uses" not in printed(report)
     assert "fold-batch-norm: bn <script>: its input has two uses" in printed(report, verbose=True)
+    many = tuple(Remark(f"node {number}", "left alone") for number in range(40))
+    report.passes = [dataclasses.replace(report.passes[0], remarks=many)]
+    assert printed(report, verbose=True).count(": left alone\n") == len(many)
 
 
 def test_columns_for_what_was_not_measured_are_left_out(report: Report) -> None:

@@ -34,4 +34,5 @@ def race(original: ir.Model, result: ir.Model, evidence: Evidence) -> Latency:
 def said(latency: Latency) -> str:
     """The ratio in words."""
     low, high = latency.interval
-    return f"time x{latency.ratio:.2f} of the original's ({low:.2f} to {high:.2f})"
+    doubt = ", undecided" if latency.undecided else ""
+    return f"time x{latency.ratio:.2f} of the original's ({low:.2f} to {high:.2f}{doubt})"
