@@ -218,8 +218,8 @@ def findings(subject: Report | Comparison, hint: Iterable[str] = ()) -> list[str
         low, high = latency.interval
         lines.append(
             f"latency: {units.milliseconds(latency.before_ms)} -> {units.milliseconds(latency.after_ms)}, ratio "
-            f"{latency.ratio:.3f} [{low:.3f}, {high:.3f}]{_doubt(latency.interval)} in {latency.rounds} rounds, threads: {latency.threads}, "
-            f"inputs: {_shapes(latency.shapes)}"
+            f"{latency.ratio:.3f} [{low:.3f}, {high:.3f}]{_doubt(latency.interval)} in {latency.rounds} rounds, "
+            f"threads: {latency.threads}, inputs: {_shapes(latency.shapes)}"
         )
     if subject.integer is not None:
         lines += integer_lines(subject.integer, None if latency is None else latency.interval)

@@ -177,7 +177,9 @@ def test_what_is_left_alone(rewriter: Any, build: Any, name: str) -> None:
     assert not done.touched
     assert not done.factors
     assert rewriter.printed(model) == before
-    assert why in " ".join(map(str, done.remarks))
+    said = " ".join(map(str, done.remarks))
+    assert why in said
+    assert ": not equalized: " in said
 
 
 def test_even_channels_and_unknown_ranges_are_left_alone(rewriter: Any, build: Any) -> None:
@@ -185,7 +187,7 @@ def test_even_channels_and_unknown_ranges_are_left_alone(rewriter: Any, build: A
     model.graph.initializers["w2"].const_value = ir.Tensor(np.ones((4, 8, 3, 3), np.float32))
     (request,) = equalize.requests(model, CONTEXT)
     even = Results({request: ChannelRangeResult(np.zeros(8), np.ones(8))})
-    for results, why in ((even, "no factors"), (Results(), "not known")):
+    for results, why in ((even, "not equalized: no factors"), (Results(), "not equalized: the ranges")):
         done = equalize.equalize(model, results, CONTEXT)
         assert not done.touched
         assert why in str(done.remarks[0])
@@ -293,4 +295,6 @@ def test_normalizations_that_are_left_alone(rewriter: Any, build: Any, outputs: 
     done = rewritten(rewriter, model, smooth)
     assert not done.touched
     assert rewriter.printed(model) == before
-    assert why in " ".join(map(str, done.remarks))
+    said = " ".join(map(str, done.remarks))
+    assert why in said
+    assert ": not smoothed: " in said

@@ -84,7 +84,7 @@ def test_what_quantization_measured(report: Report) -> None:
     first = "Conv '0' 20.0 dB (KL 0.2), Conv '1' 21.0 dB,"
     assert f"most sensitive of 7 layers, quantized alone, largest KL of the outputs first: {first}" in text
     assert "Conv '5'" not in text
-    del facts["sensitivity"][0]
+    facts["sensitivity"] = list(facts["sensitivity"])[1:]
     assert "quantized alone, lowest SQNR of the outputs first: Conv '1' 21.0 dB," in printed(report)
 
 

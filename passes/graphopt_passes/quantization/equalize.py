@@ -63,13 +63,13 @@ def equalize(
         if found is None:
             continue
         if isinstance(found, str):
-            run.remarks.missed(label(node), f"kept: {found}")
+            run.missed(label(node), found)
         elif found.ceilings and clip_margin is None:
-            run.remarks.missed(label(node), "kept: what it makes is clipped")
+            run.missed(label(node), "what it makes is clipped")
         else:
             choice = _choice(found, results, activation, weight, clip_margin)
             if choice is None:
-                run.remarks.missed(label(node), "kept: the ranges of its channels are not known")
+                run.missed(label(node), "the ranges of its channels are not known")
             else:
                 run.choose(found, choice, run.main, label(node))
     return run.result()
@@ -86,7 +86,7 @@ def equalize_weights(model: ir.Model, context: PassContext) -> Rescaled:
                 between = _between(node, site)  # anew: the factors before have changed its weight
                 why_not = run.apply(between, s, site) if isinstance(between, Between) else None
                 if why_not is not None:
-                    run.remarks.missed(label(node), f"kept: {why_not}")
+                    run.missed(label(node), why_not)
                 else:
                     run.remarks.applied(label(node), "equalized the weights on both sides")
     return run.result()

@@ -92,10 +92,17 @@ class Rescaled:
 
 
 class Rescaling:
-    """One run over a model: gathers what was done."""
+    """One run over a model: gathers what was done.
 
-    def __init__(self, model: ir.Model, context: PassContext) -> None:
+    Args:
+        model: rewritten in place.
+        context: of the pass.
+        aim: what remarks say that a place is not, where its channels stay as they are.
+    """
+
+    def __init__(self, model: ir.Model, context: PassContext, aim: str = "equalized") -> None:
         self.remarks = Remarks()
+        self._aim = aim
         self._spool = Spool()
         self._model = model
         self._touched: dict[ir.Node, None] = {}
@@ -108,14 +115,18 @@ class Rescaling:
         """The main graph, the only one whose values can be measured."""
         return self.sites[0]
 
+    def missed(self, where: str, why: str) -> None:
+        """Remark that the channels of `where` stay as they are; whether it is quantized is another matter."""
+        self.remarks.missed(where, f"not {self._aim}: {why}")
+
     def choose(self, between: Between, choice: Choice, site: Site, where: str) -> None:
         """Divide by the chosen factors where they are worth it, and remark on it."""
         if choice.after >= choice.before:
-            self.remarks.missed(where, "kept: no factors would lower its quantization noise much")
+            self.missed(where, "no factors would lower its quantization noise much")
             return
         why_not = self.apply(between, choice.factors, site)
         if why_not is not None:
-            self.remarks.missed(where, f"kept: {why_not}")
+            self.missed(where, why_not)
         else:
             self.remarks.applied(where, "divided its channels by factors that the weights behind take up")
 

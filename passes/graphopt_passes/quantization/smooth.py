@@ -63,15 +63,15 @@ def smooth(
         weight: the grid of weights, which have one scale per output channel.
         bounded: whether ranges are measured in every run, so that nothing is ever clipped.
     """
-    run = Rescaling(model, context)
+    run = Rescaling(model, context, "smoothed")
     for node, found in list(_all_between(run.main)):
         if isinstance(found, str):
             if node.op_type not in _WRITTEN_OUT:
-                run.remarks.missed(label(node), f"kept: {found}")
+                run.missed(label(node), found)
             continue
         channels = rescaling.channels(found, results)
         if found.ceilings or channels is None:
-            run.remarks.missed(label(node), "kept: what it makes is clipped, or its ranges are not known")
+            run.missed(label(node), "what it makes is clipped, or its ranges are not known")
             continue
         run.choose(found, _choice(channels, alpha, activation, weight, bounded), run.main, label(node))
     return run.result()
