@@ -24,6 +24,12 @@ def corpus() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refit of all weights together takes seconds, not a minute; what long ones gain is measured elsewhere."""
+    monkeypatch.setattr("graphopt_passes.reconstruction.distillation._MIXED_EPOCHS", 40)
+
+
+@pytest.fixture(autouse=True)
 def no_stopwatch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What passes choose must not depend on how busy the machine is, but where a test is about that."""
     if request.node.get_closest_marker("stopwatch") is None:

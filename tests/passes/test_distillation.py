@@ -12,7 +12,7 @@ import graphopt
 from graphopt.data import open_samples
 from graphopt.pipeline.evidence import Evidence
 from graphopt.runtime.session import Session
-from graphopt_passes.reconstruction.distillation import distill
+from graphopt_passes.reconstruction.distillation import _Course, distill
 from graphopt_passes.reconstruction.harm import divergence
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -48,6 +48,28 @@ def test_unseen_samples_gain(name: str) -> None:
     changed = distill(model, found, evidence(model, samples[:150]), seed=0)
     assert changed
     assert harm(model, found, samples[150:]) < 0.8 * before
+
+
+def test_many_steps_over_exchanged_boxes_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graphopt.optimize(MODELS / "mlp.onnx", pipeline="lossless").ir
+    samples = np.load(MODELS / "digits.calib.npz")["input"]
+    harms = []
+    for epochs in (40, 200):
+        monkeypatch.setattr("graphopt_passes.reconstruction.distillation._MIXED_EPOCHS", epochs)
+        found = damaged(model)
+        distill(model, found, evidence(model, samples[:150]), seed=0)
+        harms.append(harm(model, found, samples[150:]))
+    assert harms[1] < 0.8 * harms[0]
+
+
+def test_more_steps_are_for_numbers_and_for_small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    tokens, numbers = (_Course.of(256, 1e7, mixed=mixed) for mixed in (False, True))
+    assert tokens.steps == 320
+    assert numbers.steps == 16 * tokens.steps
+    medium = _Course.of(256, 1e9, mixed=True)
+    assert tokens.steps < medium.steps < numbers.steps
+    assert _Course.of(256, 3e9, mixed=True).steps == _Course.of(256, 3e9, mixed=False).steps
 
 
 def test_nothing_changes_without_gradients_without_gain_and_where_it_is_excluded() -> None:

@@ -7,9 +7,11 @@ together, so that what one layer cannot reach another one makes up for. No label
 
 over sums (results of Add that both networks have under one name; of Gemm where there are none). A few hundred samples are few
 for all weights at once: the values inside say much more than the outputs do, and where inputs are numbers, boxes of samples
-are exchanged with those of others (after Yun et al. 2019, "CutMix"), which the original says the right answer to as well. The
-steps are Adam's, relative to the size of each tensor, with a rate that falls to 0. A part of the samples is held back: the way to
-the new weights is gone as far as divergence times error inside falls there (the divergence alone is too noisy on few samples).
+are exchanged with those of others (after Yun et al. 2019, "CutMix"), which the original says the right answer to as well. No batch
+comes twice then, and many more steps still gain (Beyer et al. 2022, "A good teacher is patient and consistent"). The steps are
+Adam's, relative to the size of each tensor, with a rate that falls to 0. A part of the samples is held back, and exchanges boxes
+among itself: the way to the new weights is gone as far as divergence times error inside falls there (the divergence alone is too
+noisy on few samples).
 """
 
 from __future__ import annotations
@@ -32,16 +34,24 @@ from graphopt_passes.reconstruction.harm import divergence, is_classified, watch
 
 _INSIDE = 10.0
 _RATE = 2e-3
+_MIXED_RATE = 4e-3
+_MIXED_TEMPERATURE = 3.0
 _BATCH = 32
 _EPOCHS = 40
+_MIXED_EPOCHS = 640
+"""Where boxes are exchanged: no batch comes again, so that more and larger steps still gain."""
 _FEWEST_STEPS = 40
 _HELD = 8
 """One in so many samples is held back."""
 _MOST_WORK = 1e12
 """Multiply-accumulates that all steps may take."""
+_MOST_MIXED_WORK = 4e11
+"""The same of what goes beyond `_EPOCHS`: about a minute of one core where products are small."""
 _EXCHANGED = 0.9
 """Share of samples that get a box of another one."""
 _BETAS = (0.9, 0.99)
+_JUDGED = 8
+"""Times that held-back samples are looked at where boxes are exchanged, once as they are."""
 _NOTHING = 1e-12
 """Harm of rounding."""
 _SHARES = (1.0, 0.5, 0.25)
@@ -72,17 +82,18 @@ def distill(
     feeds = None if plan is None else _inputs(evidence)
     if plan is None or feeds is None:
         return []
-    network, steps = plan
+    network, course = plan
     teacher = _Teacher(original, compressed, network, evidence)
     order = np.random.default_rng(seed).permutation(count)
     held = {name: array[np.sort(order[: count // _HELD])] for name, array in feeds.items()}
     seen = {name: array[np.sort(order[count // _HELD :])] for name, array in feeds.items()}
     if not teacher.understands(held):
         return []
+    held = _multiplied(held, np.random.default_rng(seed))
     before = teacher.harm(held, network.weights)
     if before < _NOTHING:
         return []
-    found = _descend(teacher, seen, steps, np.random.default_rng(seed))
+    found = _descend(teacher, seen, course, np.random.default_rng(seed))
     best, weights = before, None
     for share in _SHARES:
         some = {name: array + np.float32(share) * (found[name] - array) for name, array in network.weights.items()}
@@ -102,16 +113,42 @@ def is_distillable(model: ir.Model, evidence: Evidence, fixed: Callable[[ir.Node
     return _distillable(model, evidence, fixed) is not None
 
 
-def _distillable(model: ir.Model, evidence: Evidence, fixed: Callable[[ir.Node], bool]) -> tuple[_Network, int] | None:
-    """What of a network can be refitted, and in how many steps."""
+def _distillable(
+    model: ir.Model, evidence: Evidence, fixed: Callable[[ir.Node], bool]
+) -> tuple[_Network, _Course] | None:
+    """What of a network can be refitted, and by which steps."""
     count, cost = len(evidence.samples), price(model)
-    steps = min(math.ceil(_EPOCHS * count / _BATCH), int(_MOST_WORK / max(1, 3 * cost.macs * _BATCH)))
-    if count < 2 * _HELD or steps < _FEWEST_STEPS or not _takes_any_batch(model):
+    course = _Course.of(count, 3 * cost.macs * _BATCH, mixed=_takes_numbers(model))
+    if count < 2 * _HELD or course.steps < _FEWEST_STEPS or not _takes_any_batch(model):
         return None
     network = _Network.of(model, fixed)
     made = {node.outputs[0].name for node in network.nodes}
     moved = sum(array.size for array in network.weights.values())
-    return None if not made.issuperset(network.outputs) or moved < cost.params / 2 else (network, steps)
+    return None if not made.issuperset(network.outputs) or moved < cost.params / 2 else (network, course)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """How to descend.
+
+    Attributes:
+        steps: how many.
+        rate: of the first one, relative to the size of a tensor.
+        temperature: that scores of classes are divided by, so that the small ones count as well (Hinton et al. 2015).
+    """
+
+    steps: int
+    rate: float = _RATE
+    temperature: float = 1.0
+
+    @classmethod
+    def of(cls, count: int, work: float, *, mixed: bool) -> _Course:
+        """With `count` samples, where one step takes `work` multiply-accumulates; `mixed` where boxes are exchanged."""
+        usual = min(math.ceil(_EPOCHS * count / _BATCH), int(_MOST_WORK / max(1, work)))
+        if not mixed:
+            return cls(usual)
+        more = min(math.ceil(_MIXED_EPOCHS * count / _BATCH), int(_MOST_MIXED_WORK / max(1, work)))
+        return cls(max(usual, more), _MIXED_RATE, _MIXED_TEMPERATURE)
 
 
 @dataclass(frozen=True)
@@ -189,6 +226,12 @@ def _takes_any_batch(model: ir.Model) -> bool:
     return all(shape is not None and len(shape) > 0 and not isinstance(shape[0], int) for shape in shapes)
 
 
+def _takes_numbers(model: ir.Model) -> bool:
+    """Whether all inputs are numbers, so that parts of samples make new samples."""
+    dtypes = [value.dtype for value in model.graph.inputs if not value.is_initializer()]
+    return all(dtype is not None and dtype.is_floating_point() for dtype in dtypes)
+
+
 def _is_weight(value: ir.Value, node: ir.Node, clear: set[ir.Node]) -> bool:
     """Whether a constant is a weight, a bias or a scale that nothing else reads."""
     if not value.is_initializer() or value.is_graph_input() or value.dtype != ir.DataType.FLOAT:
@@ -257,11 +300,13 @@ class _Teacher:
             ]
         return float(np.concatenate(outputs).mean()) * (float(np.mean(inside)) if inside else 1.0)
 
-    def gradients(self, feeds: Mapping[str, Array], weights: Mapping[str, Array]) -> dict[str, Array]:
+    def gradients(
+        self, feeds: Mapping[str, Array], weights: Mapping[str, Array], temperature: float
+    ) -> dict[str, Array]:
         """Of the loss by all weights."""
         exact = self._original.run(feeds)
         values, steps = self.network.run(weights, self._fed(feeds))
-        pull = {name: _pull(exact[name], values[name]) for name in self.network.outputs}
+        pull = {name: _pull(exact[name], values[name], temperature) for name in self.network.outputs}
         for name in self.inside:
             share = 2 * _INSIDE / (len(self.inside) * exact[name].size * _spread(exact[name]))
             pull[name] = np.float32(share) * (values[name] - exact[name])
@@ -286,15 +331,15 @@ def _in_both(original: ir.Model, network: _Network, op_type: str) -> list[str]:
     return [name for name in mine if name in theirs and name not in network.outputs]
 
 
-def _pull(exact: Array, found: Array) -> Array:
-    """The gradient of the divergence of outputs, `harm.divergence` but for constant factors."""
+def _pull(exact: Array, found: Array, temperature: float) -> Array:
+    """The gradient of the divergence of outputs, at temperature 1 that of `harm.divergence` but for constant factors."""
     if not is_classified(exact):
         return np.asarray(2 * (found - exact) / (exact.size * _spread(exact)), np.float32)
     shares = []
     for scores in (found, exact):
-        power = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        power = np.exp((scores - scores.max(axis=-1, keepdims=True)) / temperature)
         shares.append(power / power.sum(axis=-1, keepdims=True))
-    return np.asarray((shares[0] - shares[1]) / len(exact), np.float32)
+    return np.asarray(temperature * (shares[0] - shares[1]) / len(exact), np.float32)
 
 
 def _spread(values: Array) -> float:
@@ -321,19 +366,40 @@ def _session(model: ir.Model, names: Sequence[str], evidence: Evidence) -> Sessi
 def _batches(feeds: Mapping[str, Array], rng: np.random.Generator) -> Iterator[dict[str, Array]]:
     """Samples in random order, again and again; boxes of some are exchanged where inputs are numbers."""
     count = len(next(iter(feeds.values())))
-    numbers = all(np.issubdtype(array.dtype, np.floating) for array in feeds.values())
     while True:
         order = rng.permutation(count)
         for start in range(0, count, _BATCH):
             chosen = order[start : start + _BATCH]
             batch = {name: array[chosen] for name, array in feeds.items()}
-            if numbers:
-                others = rng.integers(count, size=len(chosen))
-                for row in np.flatnonzero(rng.random(len(chosen)) < _EXCHANGED):
-                    for name, array in feeds.items():
-                        box = tuple(_box(array.shape[1:], rng))
-                        batch[name][row][box] = array[others[row]][box]
+            if _are_numbers(feeds):
+                _exchange(batch, feeds, rng)
             yield batch
+
+
+def _multiplied(feeds: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:
+    """Samples, and behind them `_JUDGED` - 1 times the same with boxes exchanged where inputs are numbers."""
+    if not _are_numbers(feeds):
+        return dict(feeds)
+    parts = [feeds]
+    for _ in range(_JUDGED - 1):
+        part = {name: array.copy() for name, array in feeds.items()}
+        _exchange(part, feeds, rng)
+        parts.append(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in feeds}
+
+
+def _are_numbers(feeds: Mapping[str, Array]) -> bool:
+    return all(np.issubdtype(array.dtype, np.floating) for array in feeds.values())
+
+
+def _exchange(batch: Mapping[str, Array], feeds: Mapping[str, Array], rng: np.random.Generator) -> None:
+    """Put boxes of any of `feeds` in the place of those of most samples of a batch."""
+    count = len(next(iter(batch.values())))
+    others = rng.integers(len(next(iter(feeds.values()))), size=count)
+    for row in np.flatnonzero(rng.random(count) < _EXCHANGED):
+        for name, array in feeds.items():
+            box = tuple(_box(array.shape[1:], rng))
+            batch[name][row][box] = array[others[row]][box]
 
 
 def _box(shape: Sequence[int], rng: np.random.Generator) -> list[slice]:
@@ -345,15 +411,17 @@ def _box(shape: Sequence[int], rng: np.random.Generator) -> list[slice]:
     return found
 
 
-def _descend(teacher: _Teacher, feeds: Mapping[str, Array], steps: int, rng: np.random.Generator) -> dict[str, Array]:
-    """Weights after `steps` of Adam."""
+def _descend(
+    teacher: _Teacher, feeds: Mapping[str, Array], course: _Course, rng: np.random.Generator
+) -> dict[str, Array]:
+    """Weights after all steps of Adam."""
     weights = {name: array.copy() for name, array in teacher.network.weights.items()}
     moments = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in weights.items()}
     scales = {name: float(np.sqrt(np.square(array).mean())) + 1e-8 for name, array in weights.items()}
-    for step, batch in enumerate(itertools.islice(_batches(feeds, rng), steps)):
-        rate = _RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for step, batch in enumerate(itertools.islice(_batches(feeds, rng), course.steps)):
+        rate = course.rate * 0.5 * (1 + math.cos(math.pi * step / course.steps))
         rise = math.sqrt(1 - _BETAS[1] ** (step + 1)) / (1 - _BETAS[0] ** (step + 1))
-        for name, gradient in teacher.gradients(batch, weights).items():
+        for name, gradient in teacher.gradients(batch, weights, course.temperature).items():
             mean, square = moments[name]
             mean += (1 - _BETAS[0]) * (gradient - mean)
             square += (1 - _BETAS[1]) * (gradient * gradient - square)
