@@ -22,6 +22,13 @@ def check_amounts(**amounts: float | None) -> None:
             raise ValueError(f"{name}={amount:g} is neither a share up to 1 nor a whole number")
 
 
+def count_said(name: str, amount: float | None) -> str:
+    """What to add to a message on a target above 1, which may have been meant as a share; empty for a share."""
+    if amount is None or amount <= 1:
+        return ""
+    return f"; shares end at 1: {name}={amount:g} is a count of {'MACs' if name == 'macs' else 'parameters'}"
+
+
 class LossyPass(Pass):
     """A pass whose result computes nearly what the model before it did; subclasses are frozen dataclasses."""
 

@@ -128,8 +128,10 @@ class PruneChannels(LossyPass):
             MergeConsecutive().run(model, context)  # the activations before and behind a sum that is gone
         facts: dict[str, Any] = {}
         if execution.rounded is not None:
-            went = f"; as many MACs are {_share_gone(structure, gone):.2f} of the channels where they harm least"
-            facts["notes"] = [execution.rounded + ("" if self.scope == "uniform" else went)]
+            facts["notes"] = [execution.rounded]
+            if self.scope == "global":
+                went = f"chosen where it harms least, {_share_gone(structure, gone):.2f} of them save as many MACs, and these went"
+                facts["notes"] = [f"{execution.rounded}; {went}"]
         if evidence is not None and original is not None:
             taken = evidence.remember(
                 ("pruned", counts(gone)), original, lambda: stopwatch.race(original, model, evidence)

@@ -106,6 +106,7 @@ def test_an_unreachable_target_says_the_least_that_can_be_reached(asked: str) ->
     options = "schemes=channel,align=1,prefer=macs"
     with pytest.raises(TargetNotMetError, match=rf"of [\d,]+ macs \(macs={asked}\) cannot be met") as refused:
         run(f"factorize{{macs={asked},{options}}}")
+    assert ("shares end at 1: macs=2 is a count of MACs" in str(refused.value)) == (asked == "2")
     least = re.search(r"can reach is ([\d,]+), macs=(0\.\d+)", str(refused.value))
     assert least is not None
     count = int(least[1].replace(",", ""))

@@ -80,6 +80,7 @@ def _error(model: onnx.ModelProto, other: onnx.ModelProto) -> float:
 @pytest.mark.parametrize("share", [0.8, 0.5])
 def test_macs_come_as_near_to_the_target_as_widths_allow(scope: str, share: float) -> None:
     result = _prune(_network((16, 24, 16)), f"macs={share},align=1,scope={scope}", _samples())
+    assert ("widths: chosen by" in _remarks(result)) == (scope == "global")
     ratio = result.report.after.macs / result.report.before.macs
     assert share - 0.04 <= ratio <= share
     _outputs(result.model, _samples())
@@ -223,6 +224,9 @@ def test_a_target_out_of_reach_says_the_least_possible() -> None:
     with pytest.raises(TargetNotMetError, match=r"narrowest widths keep [\d,]+, macs=0\.\d+;") as caught:
         _prune(_network(), "macs=0.01,min_width=6,align=1")
     assert caught.value.exit_code == 3
+    assert "shares end at 1" not in str(caught.value)
+    with pytest.raises(TargetNotMetError, match="shares end at 1: params=2 is a count of parameters"):
+        _prune(_network(), "params=2,min_width=6,align=1")
     least = str(caught.value).split("macs=")[1].split(";")[0]
     result = _prune(_network(), f"macs={least},min_width=6,align=1")
     assert _widths(result.model) == [6, 6, 6]
@@ -230,17 +234,17 @@ def test_a_target_out_of_reach_says_the_least_possible() -> None:
 
 def test_a_ratio_that_alignment_rounds_is_a_remark() -> None:
     rounded = _prune(_network((16, 16)), "ratio=0.4,align=8")
-    assert "ratio=0.4 came to 0.50: widths are multiples of 8" in _remarks(rounded)
+    assert "ratio=0.4 means 0.50 of the channels here: widths are multiples of 8" in _remarks(rounded)
     (note,) = rounded.report.passes[-1].facts["notes"]
-    assert note.startswith("ratio=0.4 came to 0.50")
-    assert "as many MACs are 0.50 of the channels" in note
+    assert note.startswith("ratio=0.4 means 0.50 of the channels here")
+    assert note.endswith("; chosen where it harms least, 0.50 of them save as many MACs, and these went")
     (uniform,) = _prune(_network((16, 16)), "ratio=0.4,align=8,scope=uniform").report.passes[-1].facts["notes"]
-    assert uniform.startswith("ratio=0.4 came to 0.50")
+    assert uniform.startswith("ratio=0.4 means 0.50 of the channels here")
     assert "as many MACs" not in uniform
     kept = _prune(_network((16, 16)), "ratio=0.1,align=8")
-    assert "ratio=0.1 came to 0.00" in kept.report.passes[-1].facts["unchanged"]
+    assert "ratio=0.1 means 0.00 of the channels here" in kept.report.passes[-1].facts["unchanged"]
     exact = _prune(_network((10, 10)), "ratio=0.4,align=1")
-    assert "came to" not in _remarks(exact)
+    assert "of the channels here" not in _remarks(exact)
     assert "notes" not in exact.report.passes[-1].facts
 
 
@@ -332,7 +336,7 @@ def test_without_samples_or_anything_to_do_it_says_so() -> None:
     blind = _prune(_network(), "ratio=0.3,align=1")
     assert any("no samples" in warning for warning in blind.warnings)
     idle = _prune(_network((4, 4)), "ratio=0.3,align=8", _samples(16))
-    assert idle.report.passes[-1].facts["unchanged"].startswith("ratio=0.3 came to 0.00: widths are multiples of 8")
+    assert idle.report.passes[-1].facts["unchanged"].startswith("ratio=0.3 means 0.00 of the channels here: widths are")
     whole = _prune(_network((4, 4)), "macs=1", _samples(16))
     assert whole.report.passes[-1].facts["unchanged"] == "all widths stay as they are"
     assert not any("no samples" in warning for warning in idle.warnings)

@@ -151,8 +151,13 @@ def test_exact_passes_that_do_nothing_share_a_line(report: Report) -> None:
 
 
 def test_what_a_pass_has_to_say_is_printed(report: Report) -> None:
-    note = dataclasses.replace(report.passes[-1], name="prune", facts={"notes": ["ratio=0.3 came to 0.25"]})
-    assert "'prune': ratio=0.3 came to 0.25" in printed(dataclasses.replace(report, passes=(note,))).splitlines()
+    note = dataclasses.replace(
+        report.passes[-1], name="prune", facts={"notes": ["ratio=0.3 means 0.25 of the channels here"]}
+    )
+    assert (
+        "'prune': ratio=0.3 means 0.25 of the channels here"
+        in printed(dataclasses.replace(report, passes=(note,))).splitlines()
+    )
 
 
 def test_pipeline_comes_first_and_alone() -> None:

@@ -17,6 +17,7 @@ from graphopt.pricing import price
 from graphopt_passes.factorization.candidates import Candidate, Search
 from graphopt_passes.factorization.choice import choose
 from graphopt_passes.factorization.units import Option, Proposal, total, units_of
+from graphopt_passes.lossy import count_said
 
 _COSTS = {"macs": "macs", "params": "weights"}
 """What is bounded, and the attribute of candidates that counts it."""
@@ -95,7 +96,7 @@ def _room(model: ir.Model, options: list[list[Option]], budget: Budget, title: s
             raise TargetNotMetError(
                 f"{title}: {bound:,.0f} of {whole:,} {what} ({what}={asked:g}) cannot be met: the least that these schemes can "
                 f"reach is {least:,.0f}, {what}={math.ceil(1e3 * least / whole) / 1e3:g}; allow more of it, or more replacements "
-                f"by prefer=macs"
+                f"by prefer=macs{count_said(what, asked)}"
             )
         room[what] = bound - fixed
     return room

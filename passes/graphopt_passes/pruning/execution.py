@@ -107,7 +107,7 @@ class Execution:
         """
         settings = self._settings
         self._find_branches()
-        budget = Budget(self._model, self._structure, settings.measure, settings.limits)
+        budget = Budget(self._model, self._structure, settings.measure, settings.limits, asked=settings.amount)
         if settings.ratio == 0:
             return {}
         self._say_rounding(budget)
@@ -118,7 +118,7 @@ class Execution:
             return ranking.gone(uniform)
         gone = self._gaining(lambda widths: self._least_harm(ranking, widths, limit), budget)
         if self._blend is not None:
-            self._remarks.applied("widths", f"chosen with {self._blend:g} of the measured sensitivity of the outputs")
+            self._remarks.applied("widths", _basis(self._blend))
         return gone
 
     def _gaining(self, choose: Callable[[Budget], dict[int, Array]], budget: Budget) -> dict[int, Array]:
@@ -182,8 +182,8 @@ class Execution:
             fewest = f", at least {limits.fewest}" if limits.fewest > 1 else ""
             nearer = "; align=1 comes nearer, on widths that may be slow" if limits.align > 1 else ""
             self.rounded = (
-                f"ratio={ratio:g} came to {share:.2f}: widths are multiples of {limits.align}, or of a half or quarter of it "
-                f"where that leaves little choice{fewest}, or stay as they are{nearer}"
+                f"ratio={ratio:g} means {share:.2f} of the channels here: widths are multiples of {limits.align}, or of a half "
+                f"or quarter of it where that leaves little choice{fewest}, or stay as they are{nearer}"
             )
             self._remarks.missed("ratio", self.rounded)
 
@@ -212,3 +212,13 @@ class Execution:
         if criterion in ("activation", "bn-scale") and self._calibration is not None:
             return planning.by_scores(scores.measured(model, structure.groups, self._calibration.evidence, criterion))
         return planning.by_scores([scores.weight_scores(model, group, criterion) for group in structure.groups])
+
+
+def _basis(blend: float) -> str:
+    """What widths were chosen by, in words."""
+    if blend == 0:
+        return "chosen by the errors of single layers"
+    measured = "the measured changes of the model's outputs"
+    if blend == 1:
+        return f"chosen by {measured}"
+    return f"chosen by the errors of single layers (counted {1 - blend:g}) and {measured} (counted {blend:g})"

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from graphopt.errors import TargetNotMetError
 from graphopt.pricing import price
+from graphopt_passes.lossy import count_said
 from graphopt_passes.numerics.allocation import Choices, allocate
 from graphopt_passes.numerics.quantizer import Array
 from graphopt_passes.pruning.branches import take_out
@@ -64,8 +65,11 @@ class Limits:
 class Budget:
     """Widths within a cost of the whole model."""
 
-    def __init__(self, model: ir.Model, structure: Structure, measure: Measure, limits: Limits) -> None:
-        """`model` is not changed."""
+    def __init__(
+        self, model: ir.Model, structure: Structure, measure: Measure, limits: Limits, *, asked: float | None = None
+    ) -> None:
+        """`model` is not changed; `asked` is the option that bounds it, for messages."""
+        self._asked = asked
         self._model = model
         self._structure = structure
         self._measure: Measure = measure
@@ -162,6 +166,7 @@ class Budget:
             raise TargetNotMetError(
                 f"prune-channels: {budget:,.0f} of {full:,.0f} {self._measure} cannot be met: the narrowest widths keep "
                 f"{least:,.0f}, {self._measure}={possible:g}; lower align or min_width, or ask for that much"
+                f"{count_said(self._measure, self._asked)}"
             )
 
     def _filled(self, widths: Array, wider: Array, budget: float) -> Array:
