@@ -13,6 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+import graphopt
+
 MODELS = Path(__file__).resolve().parents[1] / "models"
 FILES = sorted(path.name for path in MODELS.glob("*.onnx"))
 NETWORKS = sorted(name.removesuffix(".onnx") for name in FILES if not name.endswith(".dynamo.onnx"))
@@ -105,6 +107,14 @@ def test_card_states_the_measured_accuracy(file: str) -> None:
     correct = logits(file).argmax(axis=1) == held_out()["labels"]
     error = np.sqrt(correct.mean() * (1 - correct.mean()) / len(correct))
     assert card_accuracies()[file] == (f"{100 * correct.mean():.2f}", f"{100 * error:.2f}")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_card_counts_parameters_as_cost_does(file: str) -> None:
+    card, count = (MODELS / "README.md").read_text(encoding="utf-8"), f"{graphopt.cost(MODELS / file).params:,}"
+    assert re.search(rf"^\| `{re.escape(file)}` \| \w+ \| \d+ \| {count} \|", card, re.MULTILINE)
+    if file in {f"{network}.onnx" for network in NETWORKS}:
+        assert f"(#{file.removesuffix('.onnx')}) | {count} |" in card
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -2,7 +2,7 @@
 
     python tools/train_models.py --output models
 
-Needs torch, onnxscript, scikit-learn and onnxruntime, and nine minutes of processor time. The networks train in
+Needs torch, onnxscript, scikit-learn, onnxruntime and graphopt, and nine minutes of processor time. The networks train in
 parallel, one thread each. Everything is written to a temporary folder beside the output first and moved when all
 networks are trained and checked, so that an interrupted run leaves `models/` as it was.
 """
@@ -27,6 +27,8 @@ from zoo.export import INPUT, export, run
 from zoo.measure import accuracy, mac_count, measure_spread, parameter_count
 from zoo.training import RECIPES, train
 
+import graphopt
+
 TOOLS = ("torch", "onnxscript", "onnx", "onnxruntime", "scikit-learn")
 
 
@@ -39,7 +41,7 @@ def build(folder: Path, name: str) -> tuple[Facts, float]:
     paths = export(name, network, held_out.images, folder)
     facts = Facts(
         name=name,
-        parameters=parameter_count(network),
+        trained=parameter_count(network),
         macs=mac_count(network, held_out.images[:1]),
         exports=tuple(_describe(path, exporter, held_out) for exporter, path in paths.items()),
         spread=measure_spread(network, held_out),
@@ -50,7 +52,8 @@ def build(folder: Path, name: str) -> tuple[Facts, float]:
 def _describe(path: Path, exporter: str, held_out: Images) -> Export:
     logits = run(path, held_out.images.numpy())
     opset = next(entry.version for entry in onnx.load(path).opset_import if not entry.domain)
-    return Export(path.name, exporter, opset, path.stat().st_size, accuracy(logits, held_out.labels))
+    size, parameters = path.stat().st_size, graphopt.cost(path).params
+    return Export(path.name, exporter, opset, size, parameters, accuracy(logits, held_out.labels))
 
 
 def write_data(folder: Path) -> None:
@@ -74,7 +77,7 @@ def train_all(output: Path, jobs: int) -> None:
             for fact, seconds in pool.map(partial(build, folder), RECIPES):
                 sizes = "+".join(f"{export.size / 1000:.0f}" for export in fact.exports)
                 print(
-                    f"{fact.name:12} {fact.parameters:10,} {fact.macs / 1e6:6.2f} M "
+                    f"{fact.name:12} {fact.exports[0].parameters:10,} {fact.macs / 1e6:6.2f} M "
                     f"{fact.exports[0].accuracy!s:>16} {sizes:>10} {seconds:8.0f}",
                     flush=True,
                 )

@@ -1,6 +1,6 @@
 """`graphopt`: the group of commands, and the one place where failures become messages and exit codes.
 
-0 done; 1 bad input or failure; 2 wrong usage; 3 the gate or the budget cannot be met; 130 interrupted. Only click is
+0 done; 1 bad input or failure; 2 wrong usage; 3 the gate or a pass's target cannot be met; 130 interrupted. Only click is
 imported here: `graphopt --help` answers at once, and each command imports what it needs when it runs.
 """
 

@@ -13,21 +13,31 @@ from zoo.training import RECIPES
 
 @dataclass(frozen=True)
 class Export:
-    """One `.onnx` file: its name, who wrote it, its opset, its size in bytes and its accuracy on the held-out set."""
+    """One `.onnx` file.
+
+    Attributes:
+        file: its name.
+        exporter: who wrote it.
+        opset: of the default domain.
+        size: in bytes.
+        parameters: the numbers that it holds, as `graphopt cost` counts them.
+        accuracy: on the held-out set.
+    """
 
     file: str
     exporter: str
     opset: int
     size: int
+    parameters: int
     accuracy: Accuracy
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was measured about one trained network; `macs` are multiply-accumulates for one image."""
+    """What was measured about one trained network; `trained` numbers, `macs` are multiply-accumulates for one image."""
 
     name: str
-    parameters: int
+    trained: int
     macs: int
     exports: tuple[Export, ...]
     spread: Spread | None
@@ -89,6 +99,9 @@ The exports were compared with torch on the held-out images: no logit deviates b
 Accuracies are those of onnxruntime on the held-out images, with their standard errors sqrt(p (1 - p) / n). They
 serve to measure what compression costs, on the same images sample by sample; they are no record of what such networks
 can reach.
+
+Parameters are what a file holds, as `graphopt cost` counts it: running statistics of BatchNormalization, where an export keeps
+them, are among them, and what an export folds into the layer before it is not.
 """
 
 
@@ -107,7 +120,7 @@ def model_card(facts: Iterable[Facts], versions: Mapping[str, str]) -> str:
 def _overview(facts: Iterable[Facts]) -> str:
     rows = ["| network | parameters | MACs | accuracy |", "| --- | --- | --- | --- |"]
     rows += [
-        f"| [{fact.name}](#{fact.name}) | {fact.parameters:,} | {fact.macs / 1e6:.2f} M | {fact.exports[0].accuracy} |"
+        f"| [{fact.name}](#{fact.name}) | {fact.exports[0].parameters:,} | {fact.macs / 1e6:.2f} M | {fact.exports[0].accuracy} |"
         for fact in facts
     ]
     return "\n".join(rows)
@@ -116,15 +129,16 @@ def _overview(facts: Iterable[Facts]) -> str:
 def _section(fact: Facts) -> str:
     recipe = RECIPES[fact.name]
     rows = "".join(
-        f"| `{export.file}` | {export.exporter} | {export.opset} | {export.size / 1000:.0f} kB | {export.accuracy} |\n"
+        f"| `{export.file}` | {export.exporter} | {export.opset} | {export.parameters:,} | {export.size / 1000:.0f} kB | "
+        f"{export.accuracy} |\n"
         for export in fact.exports
     )
     return (
         f"\n## {fact.name}\n\n{_WHAT[fact.name]}\n\n"
-        f"{fact.parameters:,} parameters, {fact.macs / 1e6:.2f} M multiply-accumulates for one image. Trained for "
+        f"{fact.trained:,} trained parameters, {fact.macs / 1e6:.2f} M multiply-accumulates for one image. Trained for "
         f"{recipe.epochs} epochs in batches of {recipe.batch}, step size up to {recipe.peak_rate:g}, weight decay "
         f"{recipe.weight_decay:g}, seed {recipe.seed}.\n{_spread(fact.spread)}\n"
-        f"| file | exporter | opset | size | accuracy |\n| --- | --- | --- | --- | --- |\n{rows}"
+        f"| file | exporter | opset | parameters | size | accuracy |\n| --- | --- | --- | --- | --- | --- |\n{rows}"
     )
 
 
