@@ -130,7 +130,8 @@ class PruneChannels(LossyPass):
         if execution.rounded is not None:
             facts["notes"] = [execution.rounded]
             if self.scope == "global":
-                went = f"chosen where it harms least, {_share_gone(structure, gone):.2f} of them save as many MACs, and these went"
+                share = _share_gone(structure, gone)
+                went = f"chosen where it harms least, a share of {share:.2f} saves as many MACs, and that went"
                 facts["notes"] = [f"{execution.rounded}; {went}"]
         if evidence is not None and original is not None:
             taken = evidence.remember(

@@ -237,7 +237,7 @@ def test_a_ratio_that_alignment_rounds_is_a_remark() -> None:
     assert "ratio=0.4 means 0.50 of the channels here: widths are multiples of 8" in _remarks(rounded)
     (note,) = rounded.report.passes[-1].facts["notes"]
     assert note.startswith("ratio=0.4 means 0.50 of the channels here")
-    assert note.endswith("; chosen where it harms least, 0.50 of them save as many MACs, and these went")
+    assert note.endswith("; chosen where it harms least, a share of 0.50 saves as many MACs, and that went")
     (uniform,) = _prune(_network((16, 16)), "ratio=0.4,align=8,scope=uniform").report.passes[-1].facts["notes"]
     assert uniform.startswith("ratio=0.4 means 0.50 of the channels here")
     assert "as many MACs" not in uniform
