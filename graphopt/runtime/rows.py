@@ -8,7 +8,8 @@ model, whatever the batches.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -72,10 +73,26 @@ class ChannelRows:
         return rows.reshape(self._groups, width // self._groups, -1)
 
 
-class PatchRows:
-    """What a Conv multiplies its weight with."""
+class SlidingWindow(Protocol):
+    """How a kernel moves over n spatial axes: its extents (k1..kn), and those of the output for an input of `spatial`."""
 
-    def __init__(self, window: Window) -> None:
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Extents of the kernel."""
+        ...
+
+    def extents(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """Extents (o1..on) of the output."""
+        ...
+
+
+WindowT = TypeVar("WindowT", bound=SlidingWindow)
+
+
+class WindowRows(Generic[WindowT]):
+    """The counts of a `RowSource` with one row per pixel of the output, of shape (N, C, ...): channels times kernel."""
+
+    def __init__(self, window: WindowT) -> None:
         self._window = window
 
     def samples(self, shape: tuple[int, ...]) -> int:
@@ -88,7 +105,11 @@ class PatchRows:
 
     def width(self, shape: tuple[int, ...]) -> int:
         """Channels times kernel."""
-        return self._window.width(shape[1]) * self._window.groups
+        return shape[1] * math.prod(self._window.kernel)
+
+
+class PatchRows(WindowRows[Window]):
+    """What a Conv multiplies its weight with."""
 
     def take(self, x: np.ndarray, positions: Positions | None = None) -> np.ndarray:
         """See `RowSource`."""

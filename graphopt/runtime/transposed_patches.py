@@ -27,7 +27,7 @@ import onnx_ir as ir
 from graphopt.errors import UnsupportedModelError
 from graphopt.ir.walk import label
 from graphopt.ops import attributes
-from graphopt.runtime.rows import Positions
+from graphopt.runtime.rows import Positions, WindowRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,23 +90,8 @@ class TransposedWindow:
         return np.where(meets, found, extent)
 
 
-class TransposedRows:
+class TransposedRows(WindowRows[TransposedWindow]):
     """`RowSource`: what a ConvTranspose multiplies its weight with."""
-
-    def __init__(self, window: TransposedWindow) -> None:
-        self._window = window
-
-    def samples(self, shape: tuple[int, ...]) -> int:
-        """The batch axis."""
-        return shape[0]
-
-    def positions(self, shape: tuple[int, ...]) -> int:
-        """Pixels of the output."""
-        return math.prod(self._window.extents(shape[2:]))
-
-    def width(self, shape: tuple[int, ...]) -> int:
-        """Input channels times kernel."""
-        return shape[1] * math.prod(self._window.kernel)
 
     def take(self, x: np.ndarray, positions: Positions | None = None) -> np.ndarray:
         """See `RowSource`."""

@@ -12,7 +12,6 @@ and what that changes in the whole is held against the time of the layer.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +30,7 @@ from graphopt_passes.factorization.emission import emit
 from graphopt_passes.factorization.schemes import Fits
 from graphopt_passes.factorization.sites import Site, site_of
 from graphopt_passes.numerics.quadratic import Array, Quadratic
-from graphopt_passes.reconstruction.stopwatch import CONFIDENCE, race
+from graphopt_passes.reconstruction.stopwatch import CONFIDENCE, by_number, race
 from graphopt_passes.reconstruction.transposed import layers_of
 
 _SECONDS = 0.6
@@ -45,7 +44,6 @@ _NARROW = 0.1
 """Width of the interval, over a layer's own time, from which a replacement counts as being as fast."""
 EQUAL = 1e-6
 """Differences of ratios that are rounding: times are sums of whole microseconds."""
-_NUMBER = re.compile(r"#(\d+)#")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +143,7 @@ def _stretches(model: ir.Model, replaced: Mapping[str, Candidate]) -> dict[str, 
 
 
 def _by_number(times: KernelTimes) -> dict[int, Array]:
-    found: dict[int, Array] = {}
-    for name, seconds in times.items():
-        match = _NUMBER.search(name)
-        if match is not None:
-            number = int(match[1])
-            found[number] = found[number] + seconds if number in found else seconds
-    return found
+    return {number: np.sum(kernels, axis=0) for number, kernels in by_number(times).items()}
 
 
 def _total(times: Mapping[int, Array], numbers: list[int]) -> Array:

@@ -7,7 +7,6 @@ device has no full blocks for, and where there are none left, all. Then widths a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -26,7 +25,6 @@ from graphopt_passes.reconstruction import stopwatch
 
 _ROUNDS = 4
 _SECONDS = 0.6
-_NUMBER = re.compile(r"#(\d+)#")
 
 Gone = dict[int, Array]
 """Numbers of the units that go, by group."""
@@ -136,12 +134,8 @@ def _numbered(model: ir.Model, layers: Mapping[str, int]) -> ir.Model:
 
 
 def _by_number(times: KernelTimes) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for name, seconds in times.items():
-        match = _NUMBER.search(name)
-        if match is not None:
-            found[int(match[1])] = found.get(int(match[1]), 0.0) + float(np.median(seconds))
-    return found
+    found = stopwatch.by_number(times)
+    return {number: float(sum(np.median(seconds) for seconds in kernels)) for number, kernels in found.items()}
 
 
 def _ratio(before: Mapping[int, float], after: Mapping[int, float], layers: list[int]) -> float:

@@ -6,14 +6,20 @@ a profile speaks for.
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.evidence import Evidence
+from graphopt.runtime.kernel_times import KernelTimes
 from graphopt.runtime.latency import Latency, summarize
 
 CONFIDENCE = 0.9
 _SECONDS = 0.6
+_NUMBER = re.compile(r"#(\d+)#")
 _CPU = (None, "CPUExecutionProvider")
 
 
@@ -36,3 +42,16 @@ def said(latency: Latency) -> str:
     low, high = latency.interval
     doubt = ", undecided" if latency.undecided else ""
     return f"time x{latency.ratio:.2f} of the original's ({low:.2f} to {high:.2f}{doubt})"
+
+
+def by_number(times: KernelTimes) -> dict[int, list[npt.NDArray[np.float64]]]:
+    """Seconds per round, (rounds,), of all kernels whose nodes have `#N#` in their names, by the number N.
+
+    onnxruntime names kernels after the nodes that it makes them of.
+    """
+    found: dict[int, list[npt.NDArray[np.float64]]] = {}
+    for name, seconds in times.items():
+        match = _NUMBER.search(name)
+        if match is not None:
+            found.setdefault(int(match[1]), []).append(seconds)
+    return found
